@@ -1,0 +1,479 @@
+//! Bytes of a segment: its header, and the records in it (format version 1).
+//!
+//! Segment header, at offset 0. At 512 may stand a record of kind mark or seal, which repeats how far the segment is
+//! durable, so that damage at the end of its records can't hide the note of it. All else below 4096 is zero.
+//!
+//! ```text
+//! offset size
+//!      0    8  magic "ONCEKEY\x01"
+//!      8    2  major version: a reader refuses any other
+//!     10    2  minor version: a reader ignores it
+//!     12    4  feature bits: a reader refuses any that it doesn't know
+//!     16   16  store id
+//!     32    8  segment number
+//!     40    8  segment length in bytes
+//!     48   12  zero
+//!     60    4  CRC-32C of the above
+//! ```
+//!
+//! Record, at a multiple of 8:
+//!
+//! ```text
+//! offset size
+//!      0    1  kind
+//!      1    1  zero
+//!      2    2  length of the stored key
+//!      4    4  length of the payload
+//!      8    4  CRC-32C of this header but for this field
+//!     12    4  CRC-32C of key and payload
+//!     16    8  fence (mark and seal: LSN below which all is durable)
+//!     24    8  when it was written, Unix ms
+//!     32    8  end of the lease or of the retention, Unix ms; all ones: never
+//!     40    4  attempt: 1 for the first reservation of a key
+//!     44    4  recovery points before this record within the reservation
+//!     48   16  fingerprint
+//!     64       stored key (two u16 lengths, scope, operation, key), payload, zeros to a multiple of 8
+//! ```
+//!
+//! All integers are little-endian.
+//!
+//! - **F1** Both CRCs start from a value made of store id, segment number and offset: a record copied to another place,
+//!   segment or store is not valid there.
+//! - **F2** A kind is never zero, and zeros never are a record: space not yet written reads as such.
+//! - **F3** Nothing is allocated, and no offset followed, by a length that the header's CRC doesn't cover.
+
+use crate::fingerprint::Fingerprint;
+use crate::key::Key;
+
+/// Bytes at the start of a segment that hold no records.
+pub(crate) const SEGMENT_HEAD: u64 = 4096;
+/// Where the head's mark stands: in a sector of its own.
+pub(crate) const HEAD_MARK: u64 = 512;
+const SEGMENT_HEADER: usize = 64;
+/// Bytes of a record's header.
+pub(crate) const HEADER: usize = 64;
+const MAGIC: [u8; 8] = *b"ONCEKEY\x01";
+const MAJOR: u16 = 1;
+const MINOR: u16 = 0;
+const KNOWN_FEATURES: u32 = 0;
+
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// A key is reserved; the payload is the recovery point taken over from an interrupted owner.
+    Reserved = 0x11,
+    /// The payload is a recovery point of the reservation.
+    Point = 0x12,
+    /// The payload is the answer.
+    Completed = 0x21,
+    /// The payload is the answer, a definitive failure.
+    Failed = 0x22,
+    /// The reservation was released.
+    Released = 0x31,
+    /// A record whose key and payload were erased.
+    Scrubbed = 0x41,
+    /// The payload lists records to scrub: LSN and length, 8 bytes each.
+    Erase = 0x42,
+    /// Everything in this segment below the LSN in `fence` is durable.
+    Mark = 0x51,
+    /// The same, and nothing follows.
+    Seal = 0x52,
+    /// Space that was claimed and not used.
+    Pad = 0x61,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Kind> {
+        use Kind::*;
+        [Reserved, Point, Completed, Failed, Released, Scrubbed, Erase, Mark, Seal, Pad]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
+
+    /// Whether a table slot can stand for the record.
+    pub(crate) fn is_live_kind(self) -> bool {
+        match self {
+            Kind::Reserved | Kind::Point | Kind::Completed | Kind::Failed => true,
+            Kind::Released | Kind::Scrubbed | Kind::Erase | Kind::Mark | Kind::Seal | Kind::Pad => false,
+        }
+    }
+
+    /// Whether the record carries a key in clear.
+    pub(crate) fn has_key(self) -> bool {
+        self.is_live_kind() || self == Kind::Released
+    }
+}
+
+/// The header's fields, without lengths and checksums.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meta {
+    pub(crate) kind: Kind,
+    pub(crate) fence: u64,
+    pub(crate) written_ms: u64,
+    pub(crate) deadline_ms: u64,
+    pub(crate) attempt: u32,
+    pub(crate) sequence: u32,
+    pub(crate) fingerprint: Fingerprint,
+}
+
+impl Meta {
+    /// A record about the segment and not about a key.
+    pub(crate) fn bare(kind: Kind, fence: u64, written_ms: u64) -> Self {
+        let fingerprint = Fingerprint::NONE;
+        Meta { kind, fence, written_ms, deadline_ms: u64::MAX, attempt: 0, sequence: 0, fingerprint }
+    }
+}
+
+/// Bytes that a record takes up, or `None` if its lengths don't fit the format.
+pub(crate) fn record_len(key_len: usize, payload_len: usize) -> Option<u64> {
+    u16::try_from(key_len).ok()?;
+    u32::try_from(payload_len).ok()?;
+    Some(((HEADER + key_len + payload_len) as u64).next_multiple_of(8))
+}
+
+/// The starting value of a segment's CRCs (F1).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Binding(u32);
+
+impl Binding {
+    pub(crate) fn new(store_id: &[u8; 16], segment: u64) -> Self {
+        Binding(crc32c::crc32c_append(crc32c::crc32c(store_id), &segment.to_le_bytes()))
+    }
+
+    /// Distinct for all offsets of a segment, as they are below 2^32 and the factor is odd.
+    #[inline]
+    fn at(self, offset: u64) -> u32 {
+        self.0 ^ (offset as u32).wrapping_mul(0x9e37_79b1)
+    }
+}
+
+const ZEROS: [u8; 8] = [0; 8];
+
+/// Encodes a record's header; `parts` are what follows it: stored key (in pieces), then payload.
+#[inline]
+pub(crate) fn encode_header(
+    binding: Binding,
+    offset: u64,
+    meta: &Meta,
+    key_len: usize,
+    payload_len: usize,
+    parts: &[&[u8]],
+) -> [u8; HEADER] {
+    debug_assert_eq!(parts.iter().map(|part| part.len()).sum::<usize>(), key_len + payload_len);
+    let start = binding.at(offset);
+    let body_crc = parts.iter().fold(start, |crc, part| crc32c::crc32c_append(crc, part));
+    let mut header = [0; HEADER];
+    header[0] = meta.kind as u8;
+    header[2..4].copy_from_slice(&(key_len as u16).to_le_bytes());
+    header[4..8].copy_from_slice(&(payload_len as u32).to_le_bytes());
+    header[12..16].copy_from_slice(&body_crc.to_le_bytes());
+    header[16..24].copy_from_slice(&meta.fence.to_le_bytes());
+    header[24..32].copy_from_slice(&meta.written_ms.to_le_bytes());
+    header[32..40].copy_from_slice(&meta.deadline_ms.to_le_bytes());
+    header[40..44].copy_from_slice(&meta.attempt.to_le_bytes());
+    header[44..48].copy_from_slice(&meta.sequence.to_le_bytes());
+    header[48..64].copy_from_slice(meta.fingerprint.as_bytes());
+    let crc = header_crc(start, &header);
+    header[8..12].copy_from_slice(&crc.to_le_bytes());
+    header
+}
+
+/// A mark or seal that says: all below this LSN is durable.
+pub(crate) fn encode_mark(binding: Binding, offset: u64, kind: Kind, durable_lsn: u64) -> [u8; HEADER] {
+    encode_header(binding, offset, &Meta::bare(kind, durable_lsn, 0), 0, 0, &[])
+}
+
+/// Zeros that fill a record up to a multiple of eight.
+pub(crate) fn padding(len: usize) -> &'static [u8] {
+    &ZEROS[..len.next_multiple_of(8) - len]
+}
+
+#[inline]
+fn header_crc(start: u32, header: &[u8; HEADER]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(start, &header[..8]), &header[12..])
+}
+
+/// A record in memory whose lengths are known to fit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordRef<'a> {
+    kind: Kind,
+    header: &'a [u8; HEADER],
+    body: &'a [u8],
+    key_len: usize,
+}
+
+/// Why bytes are not a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// The header is damaged, so the record's length is not known.
+    Header,
+    /// The header is whole; the key or the payload is damaged.
+    Body {
+        /// Bytes that the record takes up.
+        len: u64,
+    },
+}
+
+impl<'a> RecordRef<'a> {
+    /// Takes a record apart without checking its CRCs; `None` if its lengths overrun `bytes`.
+    #[inline]
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let header = bytes.first_chunk::<HEADER>()?;
+        let kind = Kind::from_byte(header[0])?;
+        let key_len = usize::from(u16::from_le_bytes([header[2], header[3]]));
+        let payload_len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
+        let body = bytes.get(HEADER..HEADER + key_len + payload_len)?;
+        Some(RecordRef { kind, header, body, key_len })
+    }
+
+    /// Reads and checks the record at `offset` of a segment's bytes.
+    pub(crate) fn check(binding: Binding, segment: &'a [u8], offset: u64) -> Result<Self, Unreadable> {
+        let bytes = segment.get(offset as usize..).ok_or(Unreadable::Header)?;
+        let header = bytes.first_chunk::<HEADER>().ok_or(Unreadable::Header)?;
+        if Kind::from_byte(header[0]).is_none() || header[1] != 0 {
+            return Err(Unreadable::Header);
+        }
+        let start = binding.at(offset);
+        if header_crc(start, header) != field(header, 8) {
+            return Err(Unreadable::Header);
+        }
+        let record = RecordRef::parse(bytes).ok_or(Unreadable::Header)?;
+        let len = record.len();
+        let end = offset + len;
+        let Some(tail) = segment.get(offset as usize + HEADER + record.body.len()..end as usize) else {
+            return Err(Unreadable::Header);
+        };
+        let key_is_whole = !record.kind.has_key() || Key::parse(record.stored_key()).is_some();
+        let zeros_behind = tail.iter().all(|byte| *byte == 0);
+        if crc32c::crc32c_append(start, record.body) != field(header, 12) || !key_is_whole || !zeros_behind {
+            return Err(Unreadable::Body { len });
+        }
+        Ok(record)
+    }
+
+    /// Bytes that the record takes up.
+    pub(crate) fn len(&self) -> u64 {
+        ((HEADER + self.body.len()) as u64).next_multiple_of(8)
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    #[inline]
+    pub(crate) fn fence(&self) -> u64 {
+        long(self.header, 16)
+    }
+
+    pub(crate) fn written_ms(&self) -> u64 {
+        long(self.header, 24)
+    }
+
+    #[inline]
+    pub(crate) fn deadline_ms(&self) -> u64 {
+        long(self.header, 32)
+    }
+
+    pub(crate) fn attempt(&self) -> u32 {
+        field(self.header, 40)
+    }
+
+    pub(crate) fn sequence(&self) -> u32 {
+        field(self.header, 44)
+    }
+
+    #[inline]
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&self.header[48..]);
+        Fingerprint::from_bytes(digest)
+    }
+
+    #[inline]
+    pub(crate) fn stored_key(&self) -> &'a [u8] {
+        &self.body[..self.key_len]
+    }
+
+    #[inline]
+    pub(crate) fn payload(&self) -> &'a [u8] {
+        &self.body[self.key_len..]
+    }
+
+    pub(crate) fn meta(&self) -> Meta {
+        Meta {
+            kind: self.kind,
+            fence: self.fence(),
+            written_ms: self.written_ms(),
+            deadline_ms: self.deadline_ms(),
+            attempt: self.attempt(),
+            sequence: self.sequence(),
+            fingerprint: self.fingerprint(),
+        }
+    }
+}
+
+#[inline]
+fn field(header: &[u8; HEADER], at: usize) -> u32 {
+    u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+}
+
+#[inline]
+fn long(header: &[u8; HEADER], at: usize) -> u64 {
+    u64::from(field(header, at)) | u64::from(field(header, at + 4)) << 32
+}
+
+/// What a segment is called, and where it belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    pub(crate) store_id: [u8; 16],
+    pub(crate) number: u64,
+    pub(crate) len: u64,
+}
+
+/// Why a segment or store header can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BadHeader {
+    /// It is not what was written.
+    Damaged,
+    /// It was written by a version that this build doesn't read.
+    Newer {
+        /// Its major version.
+        major: u16,
+        /// Its feature bits.
+        features: u32,
+    },
+}
+
+impl SegmentHeader {
+    pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER] {
+        let mut bytes = [0; SEGMENT_HEADER];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..10].copy_from_slice(&MAJOR.to_le_bytes());
+        bytes[10..12].copy_from_slice(&MINOR.to_le_bytes());
+        bytes[16..32].copy_from_slice(&self.store_id);
+        bytes[32..40].copy_from_slice(&self.number.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.len.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..60]);
+        bytes[60..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, BadHeader> {
+        let bytes = bytes.first_chunk::<SEGMENT_HEADER>().ok_or(BadHeader::Damaged)?;
+        if bytes[..8] != MAGIC || crc32c::crc32c(&bytes[..60]) != field(bytes, 60) {
+            return Err(BadHeader::Damaged);
+        }
+        let major = u16::from_le_bytes([bytes[8], bytes[9]]);
+        let features = field(bytes, 12);
+        if major != MAJOR || features & !KNOWN_FEATURES != 0 {
+            return Err(BadHeader::Newer { major, features });
+        }
+        let mut store_id = [0; 16];
+        store_id.copy_from_slice(&bytes[16..32]);
+        Ok(SegmentHeader { store_id, number: long(bytes, 32), len: long(bytes, 40) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STORE: [u8; 16] = [7; 16];
+
+    fn meta(kind: Kind) -> Meta {
+        Meta {
+            kind,
+            fence: 1 << 40,
+            written_ms: 1_700_000_000_000,
+            deadline_ms: u64::MAX,
+            attempt: 3,
+            sequence: 2,
+            fingerprint: Fingerprint::of(b"payload"),
+        }
+    }
+
+    /// A segment of 8 KiB with one record at `offset`.
+    fn segment(binding: Binding, offset: u64, kind: Kind, key: &Key<'_>, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 8192];
+        let prefix = key.prefix();
+        let parts = [&prefix[..], key.scope, key.operation, key.key, payload];
+        let header = encode_header(binding, offset, &meta(kind), key.stored_len(), payload.len(), &parts);
+        let record = [&header[..], &parts.concat()].concat();
+        bytes[offset as usize..offset as usize + record.len()].copy_from_slice(&record);
+        bytes
+    }
+
+    const KEY: Key<'static> = Key { scope: b"acme", operation: b"charge", key: b"order-42" };
+
+    proptest! {
+        #[test]
+        fn a_record_reads_back_as_it_was_written(payload in prop::collection::vec(any::<u8>(), 0..3000), at in 0u64..100) {
+            let binding = Binding::new(&STORE, 9);
+            let offset = at * 8;
+            let bytes = segment(binding, offset, Kind::Completed, &KEY, &payload);
+            let record = RecordRef::check(binding, &bytes, offset).unwrap();
+            prop_assert!(KEY.matches(record.stored_key()));
+            prop_assert_eq!(record.payload(), &payload[..]);
+            prop_assert_eq!(record.len(), record_len(KEY.stored_len(), payload.len()).unwrap());
+            prop_assert_eq!(format!("{:?}", record.meta()), format!("{:?}", meta(Kind::Completed)));
+        }
+
+        #[test]
+        fn a_record_is_valid_in_its_own_place_only(from in 0u64..100, to in 0u64..100, segment_no in 0u64..4, other in 0u8..2) {
+            let binding = Binding::new(&STORE, 1);
+            let bytes = segment(binding, from * 8, Kind::Reserved, &KEY, b"");
+            let mut moved = vec![0; 8192];
+            let len = record_len(KEY.stored_len(), 0).unwrap() as usize;
+            let (from, to) = (from as usize * 8, to as usize * 8);
+            moved[to..to + len].copy_from_slice(&bytes[from..from + len]);
+            let there = Binding::new(&[7 + other; 16], segment_no);
+            let stays = from == to && segment_no == 1 && other == 0;
+            prop_assert_eq!(RecordRef::check(there, &moved, to as u64).is_ok(), stays);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), at in 0u64..40) {
+            prop_assert!(RecordRef::check(Binding::new(&STORE, 0), &bytes, at * 8).is_err());
+            let _ = RecordRef::parse(&bytes);
+            prop_assert!(SegmentHeader::decode(&bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_record_is_noticed() {
+        let binding = Binding::new(&STORE, 1);
+        let good = segment(binding, 64, Kind::Completed, &KEY, b"the answer");
+        let len = record_len(KEY.stored_len(), 10).unwrap() as usize;
+        for bit in 64 * 8..(64 + len) * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(RecordRef::check(binding, &bytes, 64).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn zeros_are_no_record() {
+        assert_eq!(RecordRef::check(Binding::new(&[0; 16], 0), &[0; 4096], 0).unwrap_err(), Unreadable::Header);
+    }
+
+    #[test]
+    fn a_header_of_a_newer_version_says_so() {
+        let header = SegmentHeader { store_id: STORE, number: 3, len: 65536 };
+        let reseal = |mut bytes: [u8; 64]| {
+            let crc = crc32c::crc32c(&bytes[..60]);
+            bytes[60..].copy_from_slice(&crc.to_le_bytes());
+            bytes
+        };
+        let mut newer = header.encode();
+        newer[8] = 2;
+        assert_eq!(SegmentHeader::decode(&reseal(newer)), Err(BadHeader::Newer { major: 2, features: 0 }));
+        let mut featured = header.encode();
+        featured[15] = 0x80;
+        assert_eq!(SegmentHeader::decode(&reseal(featured)), Err(BadHeader::Newer { major: 1, features: 1 << 31 }));
+        let mut minor = header.encode();
+        minor[10] = 9;
+        assert_eq!(SegmentHeader::decode(&reseal(minor)), Ok(header));
+    }
+}

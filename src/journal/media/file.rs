@@ -1,0 +1,388 @@
+//! Segments as files of one directory, written through a mapping or with `pwrite`.
+
+use super::{Blob, Media, Region, Storage};
+use crate::error::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, OFlags};
+use std::collections::HashSet;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const LOCK_NAME: &str = "LOCK";
+const PAGE: usize = 4096;
+/// How much is faulted in by one call: short enough to not hold the address space's lock for long.
+const POPULATE_STEP: usize = 1 << 20;
+
+/// A locked directory.
+#[derive(Debug)]
+pub(crate) struct FileMedia {
+    dir: PathBuf,
+    handle: File,
+    mapped_writes: bool,
+    /// Blocks are zero-filled ahead in single pages, so that a sync writes no more than what was stored.
+    zero_fill: bool,
+    _lock: DirLock,
+}
+
+impl FileMedia {
+    /// Makes the directory if need be, and locks it.
+    ///
+    /// `for_syncs` prepares segments for small, frequent syncs at the price of writing them twice.
+    pub(crate) fn open(dir: &Path, media: Media, for_syncs: bool) -> Result<Self> {
+        make_dir(dir)?;
+        let handle = open_with(OpenOptions::new().read(true), dir, OFlags::DIRECTORY)
+            .map_err(|source| Error::io("open the store's directory", dir, source))?;
+        let lock = DirLock::take(dir)?;
+        let mapped_writes = match media {
+            Media::Mmap => true,
+            Media::Pwrite => false,
+            Media::Auto => overwrites_in_place(dir, &handle)?,
+        };
+        Ok(FileMedia { dir: dir.to_owned(), handle, mapped_writes, zero_fill: for_syncs, _lock: lock })
+    }
+
+    fn build(&self, path: &Path, len: u64, header: &[u8]) -> Result<FileBlob> {
+        check_file_size_limit(path, len)?;
+        let fail = |doing| move |source| Error::io(doing, path, source);
+        let file = create_private(path).map_err(fail("create a segment"))?;
+        self.allocate(&file, len).map_err(fail("allocate a segment"))?;
+        file.write_all_at(header, 0).map_err(fail("write a segment's header"))?;
+        file.sync_all().map_err(fail("sync a new segment"))?;
+        self.map_for_appends(file, len).map_err(fail("map a segment"))
+    }
+
+    /// Makes sure that no later store into the file has to find space for it.
+    fn allocate(&self, file: &File, len: u64) -> io::Result<()> {
+        let allocated = match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
+            Ok(()) => true,
+            Err(rustix::io::Errno::OPNOTSUPP) => false,
+            Err(errno) => return Err(errno.into()),
+        };
+        if self.zero_fill || !allocated {
+            for at in (0..len).step_by(PAGE) {
+                file.write_all_at(&[0; PAGE], at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn map_for_appends(&self, file: File, len: u64) -> io::Result<FileBlob> {
+        if !self.mapped_writes {
+            let region = Some(Arc::new(Region::read_only(&file)?));
+            return Ok(FileBlob { file, len, region, write_through: false });
+        }
+        let region = Region::writable(&file)?;
+        // A write fault dirties its page, and the first sync would then write the whole segment once more.
+        if !self.zero_fill {
+            for at in (0..len as usize).step_by(POPULATE_STEP) {
+                region.populate(at..(at + POPULATE_STEP).min(len as usize))?;
+            }
+        }
+        Ok(FileBlob { file, len, region: Some(Arc::new(region)), write_through: true })
+    }
+
+    fn open_segment(&self, name: &str) -> Result<File> {
+        let path = self.path(name);
+        open_regular(OpenOptions::new().read(true).write(true), &path)
+            .map_err(|source| Error::io("open a segment", &path, source))
+    }
+}
+
+impl Storage for FileMedia {
+    fn list(&self) -> Result<Vec<String>> {
+        let fail = |source| Error::io("list the store's directory", &self.dir, source);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(fail)? {
+            // A name that isn't UTF-8 is none of ours.
+            if let Ok(name) = entry.map_err(fail)?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn create(&self, name: &str, len: u64, header: &[u8]) -> Result<Arc<dyn Blob>> {
+        let path = self.path(name);
+        let unborn = self.path(&format!("{name}.new"));
+        let built = self.build(&unborn, len, header).and_then(|blob| {
+            std::fs::rename(&unborn, &path)
+                .map_err(|source| Error::io("name a new segment", &path, source))
+                .map(|()| blob)
+        });
+        match built {
+            Ok(blob) => {
+                self.sync_names()?;
+                Ok(Arc::new(blob))
+            }
+            Err(error) => {
+                // ext4 keeps what a failed fallocate got. The error to report is the first one.
+                std::fs::remove_file(&unborn).ok();
+                Err(error)
+            }
+        }
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Blob>> {
+        let file = self.open_segment(name)?;
+        let len = file.metadata().map_err(|source| Error::io("open a segment", &self.path(name), source))?.len();
+        Ok(Arc::new(FileBlob { file, len, region: None, write_through: false }))
+    }
+
+    fn reopen_spare(&self, name: &str, len: u64) -> Result<Arc<dyn Blob>> {
+        let file = self.open_segment(name)?;
+        // Its blocks may have got lost, as when the directory was copied.
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len)
+            .or_else(|errno| if errno == rustix::io::Errno::OPNOTSUPP { Ok(()) } else { Err(errno) })
+            .map_err(|errno| Error::io("allocate a segment", &self.path(name), errno.into()))?;
+        let blob = self.map_for_appends(file, len);
+        Ok(Arc::new(blob.map_err(|source| Error::io("map a segment", &self.path(name), source))?))
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let path = self.path(name);
+        std::fs::remove_file(&path).map_err(|source| Error::io("remove a segment", &path, source))
+    }
+
+    fn sync_names(&self) -> Result<()> {
+        self.handle.sync_all().map_err(|source| Error::io("sync the store's directory", &self.dir, source))
+    }
+
+    fn write_small(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.path(name);
+        let unborn = self.path(&format!("{name}.new"));
+        let fail = |doing| move |source| Error::io(doing, &self.path(name), source);
+        let file = create_private(&unborn).map_err(fail("create a file"))?;
+        file.write_all_at(bytes, 0).map_err(fail("write"))?;
+        file.sync_all().map_err(fail("sync"))?;
+        std::fs::rename(&unborn, &path).map_err(fail("rename"))?;
+        self.sync_names()
+    }
+
+    fn read_small(&self, name: &str, limit: usize) -> Result<Option<Vec<u8>>> {
+        let path = self.path(name);
+        let fail = |source| Error::io("read", &path, source);
+        let file = match open_regular(OpenOptions::new().read(true), &path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fail(error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(limit as u64).read_to_end(&mut bytes).map_err(fail)?;
+        Ok(Some(bytes))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+}
+
+#[derive(Debug)]
+struct FileBlob {
+    file: File,
+    len: u64,
+    region: Option<Arc<Region>>,
+    write_through: bool,
+}
+
+impl Blob for FileBlob {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, at)
+    }
+
+    #[inline]
+    fn append(&self, mut at: u64, parts: &[&[u8]]) -> io::Result<()> {
+        match &self.region {
+            Some(region) if self.write_through => {
+                for part in parts {
+                    region.write(at as usize, part);
+                    at += part.len() as u64;
+                }
+                Ok(())
+            }
+            _ => self.file.write_all_at(&parts.concat(), at),
+        }
+    }
+
+    fn overwrite(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, at)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn punch(&self, from: u64, to: u64) -> io::Result<()> {
+        let from = from.next_multiple_of(PAGE as u64);
+        if from >= to {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, to - from)
+        {
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+
+    fn map(&self) -> io::Result<Arc<Region>> {
+        match &self.region {
+            Some(region) => Ok(Arc::clone(region)),
+            None => Ok(Arc::new(Region::read_only(&self.file)?)),
+        }
+    }
+}
+
+/// Makes the directory with all its missing parents, private, and durably.
+fn make_dir(dir: &Path) -> Result<()> {
+    let fail = |source| Error::io("create the store's directory", dir, source);
+    match std::fs::metadata(dir) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => return Err(fail(io::ErrorKind::NotADirectory.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fail(error)),
+    }
+    let parent = match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    make_dir(parent)?;
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(fail(error)),
+    }
+    std::fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(fail)?;
+    File::open(parent).and_then(|parent| parent.sync_all()).map_err(fail)
+}
+
+/// Opens without following a link in the last place, and without waiting on a pipe.
+fn open_with(options: &mut OpenOptions, path: &Path, extra: OFlags) -> io::Result<File> {
+    options.custom_flags((OFlags::NONBLOCK | extra).bits() as i32).open(path)
+}
+
+fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let file = open_with(options, path, OFlags::NOFOLLOW)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
+    }
+}
+
+/// A new file that only its owner can read, in place of what a crash may have left under that name.
+fn create_private(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let file =
+        open_with(OpenOptions::new().read(true).write(true).create_new(true).mode(0o600), path, OFlags::NOFOLLOW)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+/// A write beyond the limit would kill the process by SIGXFSZ.
+fn check_file_size_limit(path: &Path, len: u64) -> Result<()> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+    match limit {
+        Some(limit) if limit < len => Err(Error::new(
+            ErrorKind::StorageFull,
+            format!("a segment of {len} bytes is over this process's file-size limit (ulimit -f) of {limit} bytes"),
+        )
+        .at(path, None)),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Whether storing into allocated blocks can't run out of space later.
+///
+/// Where a file can be cloned, its blocks can come to be shared, and a store through the mapping then has to allocate.
+/// Network and user-space file systems promise nothing either.
+fn overwrites_in_place(dir: &Path, handle: &File) -> Result<bool> {
+    const BTRFS: i64 = 0x9123_683e;
+    const OVERLAY: i64 = 0x794c_7630;
+    const NFS: i64 = 0x6969;
+    const FUSE: i64 = 0x6573_5546;
+    const SMB2: i64 = 0xfe53_4d42;
+    const NINE_P: i64 = 0x0102_1997;
+    const ZFS: i64 = 0x2fc1_2fc1;
+    const BCACHEFS: i64 = 0xca45_1a4e;
+    let fail = |source: io::Error| Error::io("probe the file system of", dir, source);
+    let kind = rustix::fs::fstatfs(handle).map_err(|errno| fail(errno.into()))?.f_type;
+    if [BTRFS, OVERLAY, NFS, FUSE, SMB2, NINE_P, ZFS, BCACHEFS].contains(&(kind & 0xffff_ffff)) {
+        return Ok(false);
+    }
+    let probes = [dir.join("probe-a.new"), dir.join("probe-b.new")];
+    let clones = || -> io::Result<bool> {
+        let (from, to) = (create_private(&probes[0])?, create_private(&probes[1])?);
+        from.write_all_at(&[1; PAGE], 0)?;
+        Ok(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
+    };
+    let answer = clones();
+    for probe in &probes {
+        match std::fs::remove_file(probe) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(fail(error)),
+        }
+    }
+    answer.map(|clones| !clones).map_err(fail)
+}
+
+/// Directories that this process has open, by device and inode.
+///
+/// `flock` alone would do on a local file system; over NFS it is a byte-range lock, which a process doesn't hold
+/// against itself.
+static OPEN_HERE: Mutex<Option<HashSet<(u64, u64)>>> = Mutex::new(None);
+
+/// Keeps every other opener out. The lock file is never removed: a new one would be another lock.
+#[derive(Debug)]
+struct DirLock {
+    _file: File,
+    id: (u64, u64),
+}
+
+impl DirLock {
+    fn take(dir: &Path) -> Result<Self> {
+        let path = dir.join(LOCK_NAME);
+        let fail = |source| Error::io("lock the store", &path, source);
+        let held = |by: &str| Error::new(ErrorKind::Locked, format!("the store is open in {by}")).at(&path, None);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = open_regular(&mut options, &path).map_err(fail)?;
+        let found = file.metadata().map_err(fail)?;
+        let id = (found.dev(), found.ino());
+        let mut open_here = OPEN_HERE.lock();
+        let open_here = open_here.get_or_insert_default();
+        if open_here.contains(&id) {
+            return Err(held("this process"));
+        }
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(held("another process")),
+            Err(std::fs::TryLockError::Error(error)) => return Err(fail(error)),
+        }
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(fail)?;
+        open_here.insert(id);
+        Ok(DirLock { _file: file, id })
+    }
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        if let Some(open_here) = OPEN_HERE.lock().as_mut() {
+            open_here.remove(&self.id);
+        }
+    }
+}

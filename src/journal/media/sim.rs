@@ -1,0 +1,363 @@
+//! A disk in memory that loses power, runs full and fails on demand.
+//!
+//! What a power cut leaves of bytes not yet synced is any subset of 512-byte sectors, old or new; of directory
+//! operations not yet synced, any subset too. A failed sync marks its sectors clean, as kernels do: they are neither
+//! written nor reported again.
+
+use super::{Blob, Region, Storage};
+use crate::error::{Error, Result};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const SECTOR: usize = 512;
+
+/// The kinds of calls that can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DiskOp {
+    /// Creating a segment or a small file.
+    Create,
+    /// Reading, at recovery and verification.
+    Read,
+    /// Writing a record.
+    Append,
+    /// Repair and erasure.
+    Overwrite,
+    /// Making a file's bytes durable.
+    Sync,
+    /// Making names durable.
+    SyncNames,
+    /// Removing a segment.
+    Remove,
+}
+
+/// A simulated disk; clones are the same disk.
+#[derive(Clone, Debug, Default)]
+pub struct SimDisk(Arc<Mutex<Disk>>);
+
+#[derive(Debug, Default)]
+struct Disk {
+    names: BTreeMap<String, Arc<SimFile>>,
+    durable_names: BTreeMap<String, Arc<SimFile>>,
+    /// Names touched since the last sync of the directory.
+    unsynced_names: BTreeSet<String>,
+    capacity: Option<u64>,
+    calls: BTreeMap<DiskOp, u64>,
+    failures: Vec<Failure>,
+    locked: bool,
+}
+
+#[derive(Debug)]
+struct Failure {
+    op: DiskOp,
+    /// Calls of that kind to let through first.
+    after: u64,
+    kind: io::ErrorKind,
+}
+
+#[derive(Debug)]
+struct SimFile {
+    /// What the store reads.
+    region: Arc<Region>,
+    images: Mutex<Images>,
+}
+
+#[derive(Debug)]
+struct Images {
+    live: Vec<u8>,
+    durable: Vec<u8>,
+    dirty: BTreeSet<usize>,
+}
+
+impl SimDisk {
+    /// An empty disk without limit.
+    pub fn new() -> Self {
+        SimDisk::default()
+    }
+
+    /// Lets `after` more calls of this kind through, then fails the next one.
+    pub fn fail(&self, op: DiskOp, after: u64, kind: io::ErrorKind) {
+        let mut disk = self.0.lock();
+        let after = after + disk.calls.get(&op).copied().unwrap_or(0);
+        disk.failures.push(Failure { op, after, kind });
+    }
+
+    /// How many calls of this kind there were.
+    pub fn calls(&self, op: DiskOp) -> u64 {
+        self.0.lock().calls.get(&op).copied().unwrap_or(0)
+    }
+
+    /// Bytes that all files together may take, from now on.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.0.lock().capacity = bytes;
+    }
+
+    /// The disk as the next process finds it after a `kill -9`: all that was written, synced or not.
+    pub fn after_process_death(&self) -> SimDisk {
+        self.image(&mut || true, false)
+    }
+
+    /// The disk after a power cut; `keep` decides for each unsynced sector and name whether it got through.
+    pub fn after_power_cut(&self, mut keep: impl FnMut() -> bool) -> SimDisk {
+        self.image(&mut keep, true)
+    }
+
+    fn image(&self, keep: &mut dyn FnMut() -> bool, power_cut: bool) -> SimDisk {
+        let disk = self.0.lock();
+        let mut names = BTreeMap::new();
+        let mut durable_names = BTreeMap::new();
+        let mut copies: BTreeMap<*const SimFile, Arc<SimFile>> = BTreeMap::new();
+        let mut copy = |file: &Arc<SimFile>, keep: &mut dyn FnMut() -> bool| {
+            let copy = copies.entry(Arc::as_ptr(file)).or_insert_with(|| Arc::new(file.image(keep, power_cut)));
+            Arc::clone(copy)
+        };
+        if power_cut {
+            names.extend(disk.durable_names.iter().map(|(name, file)| (name.clone(), copy(file, keep))));
+            for name in &disk.unsynced_names {
+                if keep() {
+                    match disk.names.get(name) {
+                        Some(file) => names.insert(name.clone(), copy(file, keep)),
+                        None => names.remove(name),
+                    };
+                }
+            }
+            durable_names.clone_from(&names);
+        } else {
+            names.extend(disk.names.iter().map(|(name, file)| (name.clone(), copy(file, keep))));
+            durable_names.extend(disk.durable_names.iter().map(|(name, file)| (name.clone(), copy(file, keep))));
+        }
+        let unsynced_names = if power_cut { BTreeSet::new() } else { disk.unsynced_names.clone() };
+        let capacity = disk.capacity;
+        SimDisk(Arc::new(Mutex::new(Disk { names, durable_names, unsynced_names, capacity, ..Disk::default() })))
+    }
+
+    /// Names and lengths of all files.
+    pub fn files(&self) -> Vec<(String, u64)> {
+        let disk = self.0.lock();
+        disk.names.iter().map(|(name, file)| (name.clone(), file.images.lock().live.len() as u64)).collect()
+    }
+
+    /// A file's bytes, as a program that reads it would see them.
+    pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
+        Some(self.0.lock().names.get(name)?.images.lock().live.clone())
+    }
+
+    /// Puts a file there, or replaces it, durably: corruption, truncation, foreign files.
+    pub fn put(&self, name: &str, contents: Vec<u8>) {
+        let file = Arc::new(SimFile::new(contents));
+        let mut disk = self.0.lock();
+        disk.names.insert(name.to_owned(), Arc::clone(&file));
+        disk.durable_names.insert(name.to_owned(), file);
+    }
+
+    /// Takes a file away, durably.
+    pub fn take(&self, name: &str) {
+        let mut disk = self.0.lock();
+        disk.names.remove(name);
+        disk.durable_names.remove(name);
+    }
+
+    fn enter(&self, op: DiskOp) -> io::Result<()> {
+        let mut disk = self.0.lock();
+        let calls = disk.calls.entry(op).or_insert(0);
+        let call = *calls;
+        *calls += 1;
+        match disk.failures.iter().find(|failure| failure.op == op && failure.after == call) {
+            Some(failure) => Err(failure.kind.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl SimFile {
+    fn new(contents: Vec<u8>) -> Self {
+        let region = Region::anonymous(contents.len().max(1)).expect("memory for a simulated file");
+        region.write(0, &contents);
+        let images = Images { live: contents.clone(), durable: contents, dirty: BTreeSet::new() };
+        SimFile { region: Arc::new(region), images: Mutex::new(images) }
+    }
+
+    fn image(&self, keep: &mut dyn FnMut() -> bool, power_cut: bool) -> SimFile {
+        let images = self.images.lock();
+        if !power_cut {
+            let file = SimFile::new(images.live.clone());
+            {
+                let mut copy = file.images.lock();
+                copy.durable.clone_from(&images.durable);
+                copy.dirty.clone_from(&images.dirty);
+            }
+            return file;
+        }
+        let mut contents = images.durable.clone();
+        for &sector in &images.dirty {
+            if keep() {
+                let range = sector * SECTOR..((sector + 1) * SECTOR).min(contents.len());
+                contents[range.clone()].copy_from_slice(&images.live[range]);
+            }
+        }
+        SimFile::new(contents)
+    }
+
+    fn store(&self, at: u64, bytes: &[u8]) {
+        let at = at as usize;
+        let mut images = self.images.lock();
+        self.region.write(at, bytes);
+        images.live[at..at + bytes.len()].copy_from_slice(bytes);
+        if !bytes.is_empty() {
+            images.dirty.extend(at / SECTOR..=(at + bytes.len() - 1) / SECTOR);
+        }
+    }
+}
+
+/// A store's view of the disk; dropping it releases the lock.
+#[derive(Debug)]
+pub(crate) struct SimStorage(SimDisk);
+
+impl SimStorage {
+    pub(crate) fn open(disk: &SimDisk) -> Result<Self> {
+        let mut inner = disk.0.lock();
+        if inner.locked {
+            return Err(Error::new(crate::ErrorKind::Locked, "the simulated disk is in use"));
+        }
+        inner.locked = true;
+        Ok(SimStorage(disk.clone()))
+    }
+
+    fn insert(&self, name: &str, contents: Vec<u8>) -> Result<Arc<SimFile>> {
+        self.0.enter(DiskOp::Create).map_err(|source| Error::io("create", &self.path(name), source))?;
+        let mut disk = self.0.0.lock();
+        let used: u64 = disk.names.values().map(|file| file.images.lock().live.len() as u64).sum();
+        if disk.capacity.is_some_and(|capacity| used + contents.len() as u64 > capacity) {
+            return Err(Error::io("create", &self.path(name), io::ErrorKind::StorageFull.into()));
+        }
+        let file = Arc::new(SimFile::new(contents));
+        disk.names.insert(name.to_owned(), Arc::clone(&file));
+        disk.unsynced_names.insert(name.to_owned());
+        Ok(file)
+    }
+}
+
+impl Drop for SimStorage {
+    fn drop(&mut self) {
+        self.0.0.lock().locked = false;
+    }
+}
+
+impl Storage for SimStorage {
+    fn list(&self) -> Result<Vec<String>> {
+        Ok(self.0.0.lock().names.keys().cloned().collect())
+    }
+
+    fn create(&self, name: &str, len: u64, header: &[u8]) -> Result<Arc<dyn Blob>> {
+        let mut contents = header.to_vec();
+        contents.resize(len as usize, 0);
+        let file = self.insert(name, contents)?;
+        self.sync_names()?;
+        Ok(Arc::new(SimBlob { disk: self.0.clone(), file }))
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Blob>> {
+        let not_found = || Error::io("open", &self.path(name), io::ErrorKind::NotFound.into());
+        let file = self.0.0.lock().names.get(name).cloned().ok_or_else(not_found)?;
+        Ok(Arc::new(SimBlob { disk: self.0.clone(), file }))
+    }
+
+    fn reopen_spare(&self, name: &str, _len: u64) -> Result<Arc<dyn Blob>> {
+        self.open(name)
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        self.0.enter(DiskOp::Remove).map_err(|source| Error::io("remove", &self.path(name), source))?;
+        let mut disk = self.0.0.lock();
+        disk.names.remove(name);
+        disk.unsynced_names.insert(name.to_owned());
+        Ok(())
+    }
+
+    fn sync_names(&self) -> Result<()> {
+        self.0.enter(DiskOp::SyncNames).map_err(|source| Error::io("sync", &self.path(""), source))?;
+        let mut disk = self.0.0.lock();
+        disk.durable_names = disk.names.clone();
+        disk.unsynced_names.clear();
+        Ok(())
+    }
+
+    fn write_small(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.insert(name, bytes.to_vec())?;
+        self.sync_names()
+    }
+
+    fn read_small(&self, name: &str, limit: usize) -> Result<Option<Vec<u8>>> {
+        self.0.enter(DiskOp::Read).map_err(|source| Error::io("read", &self.path(name), source))?;
+        Ok(self.0.contents(name).map(|mut bytes| {
+            bytes.truncate(limit);
+            bytes
+        }))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        Path::new("simulated").join(name)
+    }
+}
+
+#[derive(Debug)]
+struct SimBlob {
+    disk: SimDisk,
+    file: Arc<SimFile>,
+}
+
+impl Blob for SimBlob {
+    fn len(&self) -> u64 {
+        self.file.images.lock().live.len() as u64
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.disk.enter(DiskOp::Read)?;
+        let images = self.file.images.lock();
+        let bytes = images.live.get(at as usize..at as usize + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn append(&self, mut at: u64, parts: &[&[u8]]) -> io::Result<()> {
+        self.disk.enter(DiskOp::Append)?;
+        for part in parts {
+            self.file.store(at, part);
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn overwrite(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.enter(DiskOp::Overwrite)?;
+        self.file.store(at, bytes);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let answer = self.disk.enter(DiskOp::Sync);
+        let mut images = self.file.images.lock();
+        let dirty = std::mem::take(&mut images.dirty);
+        answer?;
+        let images = &mut *images;
+        for sector in dirty {
+            let range = sector * SECTOR..((sector + 1) * SECTOR).min(images.live.len());
+            images.durable[range.clone()].copy_from_slice(&images.live[range]);
+        }
+        Ok(())
+    }
+
+    fn punch(&self, _from: u64, _to: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.len())
+    }
+
+    fn map(&self) -> io::Result<Arc<Region>> {
+        Ok(Arc::clone(&self.file.region))
+    }
+}

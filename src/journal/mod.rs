@@ -1,0 +1,482 @@
+//! The journal: one endless log, in segments of fixed length, written to several streams.
+//!
+//! An LSN is a byte position in the endless log: segment number times segment length, plus the offset. Segment numbers
+//! only grow, and a stream takes segments in order of number, so the LSN of a reservation's record serves as its fence.
+//!
+//! Reservations have a stream of their own; answers go to one of eight streams by how long they will live, so that
+//! the records of a segment die at about the same time and the segment can be removed whole.
+//!
+//! - **J5** No lock is held across I/O but `turn` and `spares`, which only those take who have to wait for a segment.
+//! - **J6** A segment is in the map from before its first record is written until after its removal was decided.
+//! - **J7** After the first failed write or sync nothing is acknowledged any more (`poison`).
+
+pub(crate) mod codec;
+pub(crate) mod commit;
+pub(crate) mod media;
+pub(crate) mod mmap;
+pub(crate) mod reader;
+pub(crate) mod segment;
+pub(crate) mod watermark;
+
+use crate::error::{Error, ErrorKind, Result};
+use arc_swap::{ArcSwap, Guard};
+use codec::{Binding, HEADER, Meta, RecordRef, SEGMENT_HEAD, SegmentHeader};
+use commit::Poison;
+use media::Storage;
+use parking_lot::{Condvar, Mutex};
+use segment::Segment;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A sequence of segments whose records live about equally long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stream(usize);
+
+const STREAMS: usize = 9;
+
+impl Stream {
+    pub(crate) const RESERVATIONS: Stream = Stream(0);
+
+    /// The stream of answers that have so long to live: up to 8 s, 64 s, 8.5 min, 68 min, 9 h, 3 d, 24 d, longer.
+    pub(crate) fn of_answers(lifetime_ms: u64) -> Stream {
+        let seconds = lifetime_ms.div_ceil(1000).max(1);
+        let octave = (seconds - 1).checked_ilog2().map_or(0, |log| log as usize / 3);
+        Stream(1 + octave.min(STREAMS - 2))
+    }
+}
+
+type Segments = HashMap<u64, Arc<Segment>, ahash::RandomState>;
+
+/// All segments that exist, by number.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SegmentMap(Segments);
+
+impl SegmentMap {
+    #[inline]
+    pub(crate) fn get(&self, number: u64) -> Option<&Arc<Segment>> {
+        self.0.get(&number)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Segment>> {
+        self.0.values()
+    }
+}
+
+/// What a new journal needs to know.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) store_id: [u8; 16],
+    pub(crate) segment_len: u64,
+    pub(crate) max_bytes: Option<u64>,
+    /// Whether syncs mean anything: not for a store in memory.
+    pub(crate) persistent: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Journal {
+    storage: Box<dyn Storage>,
+    options: Options,
+    map: ArcSwap<SegmentMap>,
+    /// Serializes changes of `map`.
+    map_writer: Mutex<()>,
+    streams: [StreamHead; STREAMS],
+    spares: Mutex<Spares>,
+    /// Full segments that wait for their seal.
+    retired: Mutex<VecDeque<Arc<Segment>>>,
+    pub(crate) poison: Poison,
+    /// Rung when a spare was used or a segment filled up, for the thread that makes and seals them.
+    pub(crate) bell: Bell,
+    syncs: AtomicU64,
+}
+
+#[derive(Debug)]
+struct StreamHead {
+    /// The segment that takes records; a full one before the first.
+    active: ArcSwap<Segment>,
+    turn: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Spares {
+    ready: VecDeque<Arc<Segment>>,
+    next_number: u64,
+}
+
+impl Journal {
+    /// A journal over segments that recovery has checked, none of which takes records.
+    pub(crate) fn new(
+        storage: Box<dyn Storage>,
+        options: Options,
+        segments: Vec<Arc<Segment>>,
+        spares: Vec<Arc<Segment>>,
+        next_number: u64,
+    ) -> Result<Self> {
+        let full = Arc::new(full_segment()?);
+        let head = || StreamHead { active: ArcSwap::from(Arc::clone(&full)), turn: Mutex::default() };
+        let all = segments.iter().chain(&spares);
+        let map = all.map(|segment| (segment.number(), Arc::clone(segment))).collect();
+        Ok(Journal {
+            storage,
+            options,
+            map: ArcSwap::from_pointee(SegmentMap(map)),
+            map_writer: Mutex::default(),
+            streams: std::array::from_fn(|_| head()),
+            spares: Mutex::new(Spares { ready: spares.into(), next_number }),
+            retired: Mutex::default(),
+            poison: Poison::default(),
+            bell: Bell::default(),
+            syncs: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn segment_len(&self) -> u64 {
+        self.options.segment_len
+    }
+
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    /// Syncs that callers waited for.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Number of the segment that an LSN lies in.
+    #[inline]
+    pub(crate) fn number_of(&self, lsn: u64) -> u64 {
+        lsn >> self.options.segment_len.trailing_zeros()
+    }
+
+    /// The segments as they are now.
+    #[inline]
+    pub(crate) fn segments(&self) -> Guard<Arc<SegmentMap>> {
+        self.map.load()
+    }
+
+    /// The record at an LSN that a slot holds, so that it is published and its segment is there.
+    #[inline]
+    pub(crate) fn record<'m>(&self, map: &'m SegmentMap, lsn: u64) -> Result<RecordRef<'m>> {
+        let number = self.number_of(lsn);
+        let found = map.get(number).and_then(|segment| segment.record(lsn));
+        found.ok_or_else(|| self.vanished(lsn))
+    }
+
+    /// The segment of an LSN that a slot holds.
+    #[inline]
+    pub(crate) fn segment<'m>(&self, map: &'m SegmentMap, lsn: u64) -> Result<&'m Arc<Segment>> {
+        map.get(self.number_of(lsn)).ok_or_else(|| self.vanished(lsn))
+    }
+
+    /// The file that an LSN lies in.
+    pub(crate) fn path_of(&self, lsn: u64) -> std::path::PathBuf {
+        self.storage.path(&segment_name(self.number_of(lsn)))
+    }
+
+    #[cold]
+    fn vanished(&self, lsn: u64) -> Error {
+        let path = self.path_of(lsn);
+        let offset = lsn & (self.options.segment_len - 1);
+        Error::corrupt(&path, offset, "a record was changed or removed by another program while the store was open")
+    }
+
+    /// Waits until the record at an LSN is readable. Its claim was made, so its writer is at it.
+    pub(crate) fn wait_published(&self, lsn: u64) {
+        let map = self.map.load();
+        if let Some(segment) = map.get(self.number_of(lsn)) {
+            segment.wait_published((lsn & (self.options.segment_len - 1)) + 8);
+        }
+    }
+
+    /// Whether the record at an LSN can be read.
+    #[inline]
+    pub(crate) fn is_published(&self, map: &SegmentMap, lsn: u64) -> bool {
+        match map.get(self.number_of(lsn)) {
+            Some(segment) => segment.published() > lsn & (self.options.segment_len - 1),
+            None => false,
+        }
+    }
+
+    /// Claims space at the stream's end, without I/O; `None` if the stream needs another segment (see `turn`).
+    #[inline]
+    pub(crate) fn claim(&self, stream: Stream, len: u64) -> Option<Claim<'_>> {
+        let segment = self.streams[stream.0].active.load();
+        let start = segment.claim(len)?;
+        Some(Claim { journal: self, segment, start, len, open: true })
+    }
+
+    /// Claims space, fetching a new segment if need be. Not to be called under a shard lock.
+    pub(crate) fn claim_or_turn(&self, stream: Stream, len: u64) -> Result<Claim<'_>> {
+        loop {
+            self.poison.check()?;
+            match self.claim(stream, len) {
+                Some(claim) => return Ok(claim),
+                None => self.turn(stream)?,
+            }
+        }
+    }
+
+    /// Gives the stream a new segment, unless another caller just did.
+    pub(crate) fn turn(&self, stream: Stream) -> Result<()> {
+        let head = &self.streams[stream.0];
+        let _turn = head.turn.lock();
+        let full = head.active.load_full();
+        if full.end().is_none() {
+            return Ok(());
+        }
+        self.poison.check()?;
+        let next = self.take_spare(stream)?;
+        if stream == Stream::RESERVATIONS {
+            next.set_reservations();
+        }
+        head.active.store(next);
+        if full.number() > 0 {
+            self.retired.lock().push_back(full);
+        }
+        self.bell.ring();
+        Ok(())
+    }
+
+    fn take_spare(&self, stream: Stream) -> Result<Arc<Segment>> {
+        let mut spares = self.spares.lock();
+        if let Some(spare) = spares.ready.pop_front() {
+            return Ok(spare);
+        }
+        self.make_segment(&mut spares, stream)
+    }
+
+    /// Makes a spare if there is none; `true` if it did.
+    pub(crate) fn prepare_spare(&self) -> Result<bool> {
+        let mut spares = self.spares.lock();
+        if !spares.ready.is_empty() {
+            return Ok(false);
+        }
+        let spare = self.make_segment(&mut spares, Stream::RESERVATIONS)?;
+        spares.ready.push_back(spare);
+        Ok(true)
+    }
+
+    fn make_segment(&self, spares: &mut Spares, stream: Stream) -> Result<Arc<Segment>> {
+        let len = self.options.segment_len;
+        if let Some(max_bytes) = self.options.max_bytes {
+            // Reservations stop two segments early, to leave room for the answers of those that run.
+            let kept_back = if stream == Stream::RESERVATIONS { 2 * len } else { 0 };
+            let segments = self.map.load().0.len() as u64;
+            if (segments + 1).saturating_mul(len).saturating_add(kept_back) > max_bytes {
+                return Err(Error::new(
+                    ErrorKind::Full,
+                    format!(
+                        "the journal's {segments} segments of {len} bytes leave no room under max_bytes = {max_bytes}"
+                    ),
+                ));
+            }
+        }
+        let number = spares.next_number;
+        let header = SegmentHeader { store_id: self.options.store_id, number, len };
+        let name = segment_name(number);
+        let blob = self.storage.create(&name, len, &header.encode())?;
+        spares.next_number += 1;
+        let binding = Binding::new(&self.options.store_id, number);
+        let base = number << len.trailing_zeros();
+        let segment = Segment::fresh(number, base, binding, blob)
+            .map_err(|source| Error::io("map a segment", &self.storage.path(&name), source))?;
+        let segment = Arc::new(segment);
+        self.change_map(|map| map.insert(number, Arc::clone(&segment)));
+        Ok(segment)
+    }
+
+    fn change_map<T>(&self, change: impl FnOnce(&mut Segments) -> T) {
+        let _writer = self.map_writer.lock();
+        let mut map = SegmentMap::clone(&self.map.load());
+        change(&mut map.0);
+        self.map.store(Arc::new(map));
+    }
+
+    /// Seals one full segment; `true` if there was one. The reservations segment active now has to outlive it.
+    pub(crate) fn seal_one(&self) -> Result<bool> {
+        let Some(segment) = self.retired.lock().front().cloned() else { return Ok(false) };
+        segment.set_masks(self.active_number(Stream::RESERVATIONS));
+        segment.seal(&self.poison)?;
+        // Several threads may have sealed the same one.
+        self.retired.lock().retain(|retired| !Arc::ptr_eq(retired, &segment));
+        Ok(true)
+    }
+
+    /// Number of the stream's active segment; 0 before the first.
+    pub(crate) fn active_number(&self, stream: Stream) -> u64 {
+        self.streams[stream.0].active.load().number()
+    }
+
+    /// Ends the stream's active segment before it is full; the next record opens another.
+    pub(crate) fn cut(&self, stream: Stream) -> Result<()> {
+        let head = &self.streams[stream.0];
+        let _turn = head.turn.lock();
+        let active = head.active.load_full();
+        if active.number() > 0 {
+            let full = full_segment()?;
+            active.fill();
+            head.active.store(Arc::new(full));
+            self.retired.lock().push_back(active);
+        }
+        Ok(())
+    }
+
+    /// Ends every stream's active segment, and seals it.
+    pub(crate) fn seal_all(&self) -> Result<()> {
+        for stream in 0..STREAMS {
+            self.cut(Stream(stream))?;
+        }
+        while self.seal_one()? {}
+        Ok(())
+    }
+
+    /// Repeats in the segments' heads how far each is durable; returns how many had news.
+    pub(crate) fn note_durable(&self) -> Result<usize> {
+        let mut noted = 0;
+        for segment in self.map.load().iter() {
+            let news = segment.note_durable().map_err(|source| {
+                Error::io("write a segment's head", &self.storage.path(&segment_name(segment.number())), source)
+            })?;
+            noted += usize::from(news);
+        }
+        Ok(noted)
+    }
+
+    /// Makes all that was published before the call durable.
+    pub(crate) fn sync_all(&self) -> Result<()> {
+        if !self.options.persistent {
+            return self.poison.check();
+        }
+        let segments: Vec<Arc<Segment>> = self.map.load().iter().map(Arc::clone).collect();
+        for segment in segments {
+            if segment.has_unsynced() {
+                segment.make_durable(segment.published(), &self.poison)?;
+            }
+        }
+        self.poison.check()
+    }
+
+    /// An LSN above every reservation made before the call, and not above any made after it.
+    pub(crate) fn horizon(&self) -> u64 {
+        let active = self.streams[Stream::RESERVATIONS.0].active.load_full();
+        if active.number() > 0 {
+            return active.horizon();
+        }
+        let spares = self.spares.lock();
+        let next = spares.ready.front().map_or(spares.next_number, |spare| spare.number());
+        next << self.options.segment_len.trailing_zeros()
+    }
+
+    /// Waits until every claim made before the call is published.
+    pub(crate) fn quiesce(&self) {
+        for segment in self.map.load().iter() {
+            segment.quiesce();
+        }
+    }
+
+    /// Takes a segment off the storage and out of the map; durable after [`sync_names`](Journal::sync_names).
+    pub(crate) fn remove(&self, number: u64) -> Result<()> {
+        self.storage.remove(&segment_name(number))?;
+        self.change_map(|map| map.remove(&number));
+        Ok(())
+    }
+
+    /// Makes removals durable. If that fails nothing may be removed any more that depends on them.
+    pub(crate) fn sync_names(&self) -> Result<()> {
+        self.storage.sync_names().inspect_err(|error| {
+            self.poison.set("sync the directory", &std::io::Error::other(error.to_string()));
+        })
+    }
+}
+
+/// Wakes the thread that makes spares and seals.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    rung: Mutex<bool>,
+    ring: Condvar,
+}
+
+impl Bell {
+    pub(crate) fn ring(&self) {
+        *self.rung.lock() = true;
+        self.ring.notify_all();
+    }
+
+    /// Sleeps until rung, at most for `limit`.
+    pub(crate) fn wait(&self, limit: Duration) {
+        let mut rung = self.rung.lock();
+        if !*rung {
+            self.ring.wait_for(&mut rung, limit);
+        }
+        *rung = false;
+    }
+}
+
+/// The placeholder before a stream's first segment: it has no room, and nothing in it.
+fn full_segment() -> Result<Segment> {
+    let storage = media::AnonMedia;
+    let blob = storage.create("none", SEGMENT_HEAD, &[])?;
+    let segment = Segment::sealed(0, 0, Binding::new(&[0; 16], 0), blob, SEGMENT_HEAD);
+    segment.map_err(|source| Error::io("map", &storage.path("none"), source))
+}
+
+/// Name of a segment's file.
+pub(crate) fn segment_name(number: u64) -> String {
+    format!("{number:016x}.seg")
+}
+
+/// The number in a segment's name, if it is one.
+pub(crate) fn segment_number(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".seg")?;
+    let number = u64::from_str_radix(digits, 16).ok()?;
+    (segment_name(number) == name).then_some(number)
+}
+
+/// Space for one record.
+#[derive(Debug)]
+pub(crate) struct Claim<'j> {
+    journal: &'j Journal,
+    segment: Guard<Arc<Segment>>,
+    start: u64,
+    len: u64,
+    open: bool,
+}
+
+impl Claim<'_> {
+    #[inline]
+    pub(crate) fn lsn(&self) -> u64 {
+        self.segment.base() + self.start
+    }
+
+    pub(crate) fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
+    /// Writes the record; with `sync` it returns when the record survives a power cut.
+    ///
+    /// An error means that nothing may be said of the record: it may or may not be there after a restart.
+    #[inline]
+    pub(crate) fn write(mut self, meta: &Meta, key: &[&[u8]], payload: &[u8], sync: bool) -> Result<()> {
+        self.open = false;
+        let journal = self.journal;
+        self.segment.put(self.start, meta, key, payload, &journal.poison);
+        journal.poison.check()?;
+        if sync && journal.options.persistent {
+            journal.syncs.fetch_add(1, Ordering::Relaxed);
+            self.segment.make_durable(self.start + self.len, &journal.poison)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            self.segment.put_pad(self.start, self.len, &self.journal.poison);
+        }
+    }
+}
+
+const _: () = assert!(HEADER as u64 <= SEGMENT_HEAD);

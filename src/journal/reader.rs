@@ -1,0 +1,234 @@
+//! Reads a segment's bytes back, whatever state they are in.
+//!
+//! The scan goes from record to record. Where none can be read it looks for the next one at every multiple of eight: both
+//! CRCs of a record are bound to its place, so bytes that only look like one don't pass. What lies between is a gap; what
+//! a gap means is for recovery to say. Zeros up to the segment's end are not a gap but space that was never written.
+
+use super::codec::{Binding, HEAD_MARK, HEADER, Kind, RecordRef, SEGMENT_HEAD, Unreadable};
+
+/// A stretch that holds no readable record although something follows or stands in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// Whether the header of a record at `start` is whole, so that just this record is damaged.
+    pub(crate) header_is_whole: bool,
+}
+
+/// A record that an erasure set out to overwrite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) lsn: u64,
+    pub(crate) len: u64,
+}
+
+impl Target {
+    pub(crate) fn encode(targets: &[Target]) -> Vec<u8> {
+        targets.iter().flat_map(|target| [target.lsn.to_le_bytes(), target.len.to_le_bytes()]).flatten().collect()
+    }
+
+    fn decode_all(payload: &[u8]) -> impl Iterator<Item = Target> + '_ {
+        let long = |bytes: &[u8]| bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        payload.chunks_exact(16).map(move |pair| Target { lsn: long(&pair[..8]), len: long(&pair[8..]) })
+    }
+}
+
+/// What a segment holds.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    pub(crate) records: u64,
+    /// Where the last readable record ends, seal not counted; the segment's head if there is none.
+    pub(crate) end: u64,
+    /// Offset below which a mark or seal says that all is durable.
+    pub(crate) durable: u64,
+    pub(crate) is_sealed: bool,
+    /// In order of offset; the last may end at the last byte that isn't zero.
+    pub(crate) gaps: Vec<Gap>,
+    /// Whether it holds records of the reservations stream.
+    pub(crate) has_reservations: bool,
+    pub(crate) newest_ms: u64,
+    pub(crate) targets: Vec<Target>,
+}
+
+impl Scan {
+    /// Whether nothing was ever written.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.end == SEGMENT_HEAD && self.gaps.is_empty() && !self.is_sealed
+    }
+}
+
+/// Reads all of a segment's bytes.
+pub(crate) fn scan(bytes: &[u8], binding: Binding, base: u64) -> Scan {
+    let mut scan = Scan { end: SEGMENT_HEAD, durable: SEGMENT_HEAD, ..Scan::default() };
+    if let Ok(mark) = RecordRef::check(binding, bytes, HEAD_MARK) {
+        scan.durable = scan.durable.max(mark.fence().saturating_sub(base));
+    }
+    let mut at = SEGMENT_HEAD;
+    while let Some(found) = next_written(bytes, at) {
+        let gap_start = at;
+        match RecordRef::check(binding, bytes, at) {
+            Ok(record) => {
+                scan.note(&record, at, base);
+                at += record.len();
+                continue;
+            }
+            Err(Unreadable::Body { len }) => {
+                scan.gaps.push(Gap { start: at, end: at + len, header_is_whole: true });
+                at += len;
+                continue;
+            }
+            Err(Unreadable::Header) => {}
+        }
+        let from = found.max(at + 8);
+        match next_record(bytes, binding, from) {
+            Some(next) => {
+                scan.gaps.push(Gap { start: gap_start, end: next, header_is_whole: false });
+                at = next;
+            }
+            None => {
+                let end = last_written(bytes);
+                scan.gaps.push(Gap { start: gap_start, end, header_is_whole: false });
+                break;
+            }
+        }
+    }
+    scan
+}
+
+impl Scan {
+    fn note(&mut self, record: &RecordRef<'_>, at: u64, base: u64) {
+        match record.kind() {
+            Kind::Mark => self.durable = self.durable.max(record.fence().saturating_sub(base)),
+            Kind::Seal => {
+                self.durable = self.durable.max(record.fence().saturating_sub(base));
+                self.is_sealed = true;
+                self.end = at;
+                return;
+            }
+            Kind::Erase => self.targets.extend(Target::decode_all(record.payload())),
+            Kind::Reserved | Kind::Point | Kind::Released => self.has_reservations = true,
+            Kind::Completed | Kind::Failed | Kind::Scrubbed | Kind::Pad => {}
+        }
+        self.records += 1;
+        self.end = at + record.len();
+        self.newest_ms = self.newest_ms.max(record.written_ms());
+    }
+}
+
+/// Whether anything but a header and a mark stands below the first record.
+pub(crate) fn head_is_dirty(bytes: &[u8], binding: Binding) -> bool {
+    let is_zero = |range: std::ops::Range<usize>| bytes[range].iter().all(|byte| *byte == 0);
+    let mark = HEAD_MARK as usize..HEAD_MARK as usize + HEADER;
+    let mark_is_whole = is_zero(mark.clone()) || RecordRef::check(binding, bytes, HEAD_MARK).is_ok();
+    !(mark_is_whole && is_zero(HEADER..mark.start) && is_zero(mark.end..SEGMENT_HEAD as usize))
+}
+
+/// The first multiple of eight from `at` on where not all eight bytes are zero.
+fn next_written(bytes: &[u8], at: u64) -> Option<u64> {
+    let rest = bytes.get(at as usize..)?;
+    let zero_blocks = rest.chunks(4096).take_while(|block| block.iter().all(|byte| *byte == 0)).count();
+    let from = zero_blocks * 4096;
+    let words = rest.get(from..)?.chunks(8).take_while(|word| word.iter().all(|byte| *byte == 0)).count();
+    let found = from + words * 8;
+    (found < rest.len()).then_some(at + found as u64)
+}
+
+/// The end of the last eight bytes that aren't all zero.
+fn last_written(bytes: &[u8]) -> u64 {
+    let last = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+    last.next_multiple_of(8).min(bytes.len()) as u64
+}
+
+fn next_record(bytes: &[u8], binding: Binding, from: u64) -> Option<u64> {
+    let last = (bytes.len() as u64).checked_sub(HEADER as u64)?;
+    (from..=last).step_by(8).find(|at| match RecordRef::check(binding, bytes, *at) {
+        Ok(_) | Err(Unreadable::Body { .. }) => true,
+        Err(Unreadable::Header) => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::codec::{Meta, encode_header};
+    use proptest::prelude::*;
+
+    const LEN: usize = 16 * 1024;
+    const BASE: u64 = 1 << 20;
+
+    fn binding() -> Binding {
+        Binding::new(&[1; 16], 1)
+    }
+
+    /// A segment with bare records of the given kinds, and where each begins.
+    fn segment(kinds: &[(Kind, u64)]) -> (Vec<u8>, Vec<u64>) {
+        let mut bytes = vec![0; LEN];
+        let mut at = SEGMENT_HEAD;
+        let mut starts = Vec::new();
+        for &(kind, fence) in kinds {
+            let payload = [at as u8; 16];
+            let header = encode_header(binding(), at, &Meta::bare(kind, fence, 5), 0, payload.len(), &[&payload]);
+            bytes[at as usize..][..64].copy_from_slice(&header);
+            bytes[at as usize + 64..][..16].copy_from_slice(&payload);
+            starts.push(at);
+            at += 80;
+        }
+        starts.push(at);
+        (bytes, starts)
+    }
+
+    #[test]
+    fn an_unwritten_segment_is_blank() {
+        assert!(scan(&vec![0; LEN], binding(), BASE).is_blank());
+    }
+
+    #[test]
+    fn a_hole_is_a_gap_and_what_follows_it_is_found() {
+        let (mut bytes, starts) = segment(&[(Kind::Pad, 0); 5]);
+        bytes[starts[1] as usize..starts[3] as usize].fill(0);
+        let found = scan(&bytes, binding(), BASE);
+        assert_eq!(found.gaps, [Gap { start: starts[1], end: starts[3], header_is_whole: false }]);
+        assert_eq!((found.records, found.end), (3, starts[5]));
+    }
+
+    #[test]
+    fn damage_at_the_end_is_a_gap_up_to_the_last_byte() {
+        let (mut bytes, starts) = segment(&[(Kind::Pad, 0), (Kind::Mark, BASE + 8192), (Kind::Pad, 0)]);
+        bytes[starts[2] as usize] ^= 1;
+        let found = scan(&bytes, binding(), BASE);
+        assert_eq!(found.gaps, [Gap { start: starts[2], end: starts[3], header_is_whole: false }]);
+        assert_eq!((found.records, found.end, found.durable), (2, starts[2], 8192));
+    }
+
+    #[test]
+    fn a_damaged_payload_costs_no_more_than_its_record() {
+        let (mut bytes, starts) = segment(&[(Kind::Pad, 0); 3]);
+        bytes[starts[1] as usize + 70] ^= 1;
+        let found = scan(&bytes, binding(), BASE);
+        assert_eq!(found.gaps, [Gap { start: starts[1], end: starts[2], header_is_whole: true }]);
+        assert_eq!(found.records, 2);
+    }
+
+    proptest! {
+        #[test]
+        fn gaps_and_records_cover_the_segment_without_overlap(
+            damage in prop::collection::vec((SEGMENT_HEAD as usize..LEN, any::<u8>(), 1usize..200), 0..12),
+        ) {
+            let (mut bytes, _) = segment(&[(Kind::Pad, 0); 100]);
+            for (at, value, len) in damage {
+                let end = (at + len).min(LEN);
+                bytes[at..end].fill(value);
+            }
+            let found = scan(&bytes, binding(), BASE);
+            let mut last = SEGMENT_HEAD;
+            for gap in &found.gaps {
+                prop_assert!(gap.start >= last && gap.end > gap.start && gap.end <= LEN as u64);
+                prop_assert_eq!((gap.start % 8, gap.end % 8), (0, 0));
+                last = gap.end;
+            }
+            let in_gaps: u64 = found.gaps.iter().map(|gap| gap.end - gap.start).sum();
+            let covered = found.end.max(last) - SEGMENT_HEAD;
+            prop_assert_eq!(covered, in_gaps + found.records * 80);
+        }
+    }
+}

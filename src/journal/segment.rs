@@ -1,0 +1,385 @@
+//! One segment: claim space, copy, publish; and the handles that keep its bytes in place.
+//!
+//! - **J1** Space is claimed by one atomic add. The claim that first overruns the end fixes `end`; all later ones overrun
+//!   it too, so `end` is written once.
+//! - **J2** A claim is always published, as a record or as a pad: nothing waits behind it for ever.
+//! - **J3** `published` covers every byte below it (see `watermark`), and only bytes below it are read.
+//! - **J4** The last 64 bytes are kept free for the seal.
+
+use super::codec::{self, Binding, HEAD_MARK, HEADER, Kind, Meta, RecordRef, SEGMENT_HEAD};
+use super::commit::{GroupCommit, Poison};
+use super::media::Blob;
+use super::mmap::Region;
+use super::watermark::Watermark;
+use crate::error::Error;
+use crossbeam_utils::CachePadded;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Handles to a segment's bytes are counted in so many groups, so that an erasure waits for few of them.
+const STRIPES: u64 = 64;
+const UNSET: u64 = u64::MAX;
+/// More than any segment is long: a claim that fills it.
+const FILL: u64 = 1 << 40;
+
+/// Keeps a record's bytes in place: mapped, also after its segment was removed, and not scrubbed.
+#[derive(Clone, Debug)]
+pub(crate) struct Pin(Arc<Arc<Region>>);
+
+impl Pin {
+    pub(crate) fn bytes(&self, range: std::ops::Range<usize>) -> Option<&[u8]> {
+        self.0.bytes(range)
+    }
+}
+
+/// How many records of a segment there are, and how many the table still points to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Population {
+    pub(crate) records: u32,
+    pub(crate) live: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Segment {
+    number: u64,
+    /// LSN of its first byte.
+    base: u64,
+    len: u64,
+    binding: Binding,
+    blob: Arc<dyn Blob>,
+    region: Arc<Region>,
+    stripes: Box<[Arc<Arc<Region>>]>,
+    tail: CachePadded<AtomicU64>,
+    published: CachePadded<Watermark>,
+    /// Records in the high half, live ones in the low half.
+    population: CachePadded<AtomicU64>,
+    end: AtomicU64,
+    sealed: AtomicBool,
+    reservations: AtomicBool,
+    commit: GroupCommit,
+    /// End of the last mark that nothing was written before or after since.
+    marked: AtomicU64,
+    /// How far the mark in the head says that all is durable.
+    noted: AtomicU64,
+    /// For answers: the newest reservations segment whose records these may mask; it has to go first.
+    masks: AtomicU64,
+}
+
+impl Segment {
+    /// A segment that nothing was written to.
+    pub(crate) fn fresh(number: u64, base: u64, binding: Binding, blob: Arc<dyn Blob>) -> io::Result<Self> {
+        Segment::with(number, base, binding, blob, SEGMENT_HEAD, None)
+    }
+
+    /// A segment that takes no more records; `end` is where its seal stands.
+    pub(crate) fn sealed(number: u64, base: u64, binding: Binding, blob: Arc<dyn Blob>, end: u64) -> io::Result<Self> {
+        Segment::with(number, base, binding, blob, end + HEADER as u64, Some(end))
+    }
+
+    fn with(
+        number: u64,
+        base: u64,
+        binding: Binding,
+        blob: Arc<dyn Blob>,
+        published: u64,
+        end: Option<u64>,
+    ) -> io::Result<Self> {
+        let region = blob.map()?;
+        let len = blob.len();
+        // Each stripe is a count of its own, so the double indirection is the point.
+        let stripes = (0..STRIPES).map(|_| Arc::new(Arc::clone(&region))).collect();
+        Ok(Segment {
+            number,
+            base,
+            len,
+            binding,
+            blob,
+            region,
+            stripes,
+            tail: CachePadded::new(AtomicU64::new(if end.is_some() { FILL } else { published })),
+            published: CachePadded::new(Watermark::new(published)),
+            population: CachePadded::default(),
+            end: AtomicU64::new(end.unwrap_or(UNSET)),
+            sealed: AtomicBool::new(end.is_some()),
+            reservations: AtomicBool::new(false),
+            commit: GroupCommit::new(published),
+            marked: AtomicU64::new(published),
+            noted: AtomicU64::new(published),
+            masks: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// LSN of its first record.
+    pub(crate) fn first_lsn(&self) -> u64 {
+        self.base + SEGMENT_HEAD
+    }
+
+    /// An LSN above every claim made so far, and not above any to come in this segment.
+    pub(crate) fn horizon(&self) -> u64 {
+        self.base + self.tail.load(Ordering::Acquire).min(self.len)
+    }
+
+    pub(crate) fn binding(&self) -> Binding {
+        self.binding
+    }
+
+    pub(crate) fn blob(&self) -> &dyn Blob {
+        &*self.blob
+    }
+
+    pub(crate) fn published(&self) -> u64 {
+        self.published.get()
+    }
+
+    /// Where the last record ends, once no more can come.
+    pub(crate) fn end(&self) -> Option<u64> {
+        // Acquire pairs with the release in `claim`; the value itself says all.
+        Some(self.end.load(Ordering::Acquire)).filter(|end| *end != UNSET)
+    }
+
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
+    /// Whether some caller was promised that its records here survive a power cut.
+    pub(crate) fn has_synced(&self) -> bool {
+        self.commit.durable() > SEGMENT_HEAD
+    }
+
+    /// Whether this is a segment of the reservations stream.
+    pub(crate) fn has_reservations(&self) -> bool {
+        self.reservations.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_reservations(&self) {
+        self.reservations.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn masks(&self) -> u64 {
+        self.masks.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_masks(&self, number: u64) {
+        self.masks.fetch_max(number, Ordering::AcqRel);
+    }
+
+    /// Claims `len` bytes (a multiple of 8); `None` when the segment is full (J1).
+    #[inline]
+    pub(crate) fn claim(&self, len: u64) -> Option<u64> {
+        let limit = self.len - HEADER as u64;
+        // Relaxed: the add only divides space up; bytes are handed over by `published`.
+        let start = self.tail.fetch_add(len, Ordering::Relaxed);
+        if start + len <= limit {
+            return Some(start);
+        }
+        if start <= limit {
+            self.end.store(start, Ordering::Release);
+        }
+        None
+    }
+
+    /// Lets no more claims succeed.
+    pub(crate) fn fill(&self) {
+        if self.end().is_none() {
+            self.claim(FILL);
+        }
+    }
+
+    /// Writes a record into claimed space and publishes it (J2), also when the write failed: then all is poisoned.
+    #[inline]
+    pub(crate) fn put(&self, start: u64, meta: &Meta, key: &[&[u8]], payload: &[u8], poison: &Poison) {
+        let key_len = key.iter().map(|part| part.len()).sum::<usize>();
+        let mut parts: [&[u8]; 7] = [b""; 7];
+        parts[1..=key.len()].copy_from_slice(key);
+        parts[key.len() + 1] = payload;
+        let header = codec::encode_header(self.binding, start, meta, key_len, payload.len(), &parts[1..key.len() + 2]);
+        parts[0] = &header;
+        parts[key.len() + 2] = codec::padding(key_len + payload.len());
+        if let Err(error) = self.blob.append(start, &parts[..key.len() + 3]) {
+            poison.set("write a record", &error);
+        }
+        let len = (HEADER + key_len + payload.len()).next_multiple_of(8) as u64;
+        self.published.publish(start, start + len);
+    }
+
+    /// Fills claimed space that isn't needed with a pad (J2).
+    #[cold]
+    pub(crate) fn put_pad(&self, start: u64, len: u64, poison: &Poison) {
+        let payload = vec![0; len as usize - HEADER];
+        self.put(start, &Meta::bare(Kind::Pad, 0, 0), &[], &payload, poison);
+    }
+
+    /// Waits until all below `upto` is readable.
+    pub(crate) fn wait_published(&self, upto: u64) {
+        self.published.wait_for(upto);
+    }
+
+    /// Waits until every claim made so far is published.
+    pub(crate) fn quiesce(&self) {
+        let tail = self.tail.load(Ordering::Acquire);
+        self.published.wait_for(self.end().unwrap_or(tail).min(tail));
+    }
+
+    /// Returns when everything below `upto` survives a power cut.
+    pub(crate) fn make_durable(&self, upto: u64, poison: &Poison) -> Result<(), Error> {
+        let led = self.commit.wait(upto, poison, || self.published(), || self.blob.sync())?;
+        if led {
+            self.mark(poison);
+        }
+        Ok(())
+    }
+
+    /// Notes how far the segment is durable, so that damage below can be told from a torn tail.
+    fn mark(&self, poison: &Poison) {
+        let durable = self.commit.durable();
+        if let Some(start) = self.claim(HEADER as u64) {
+            self.put(start, &Meta::bare(Kind::Mark, self.base + durable, 0), &[], b"", poison);
+            if start == durable {
+                self.marked.store(start + HEADER as u64, Ordering::Release);
+            }
+        }
+    }
+
+    /// Repeats in the segment's head how far it is durable, if that is further than when it was last repeated.
+    pub(crate) fn note_durable(&self) -> io::Result<bool> {
+        let durable = self.commit.durable();
+        if self.noted.fetch_max(durable, Ordering::AcqRel) >= durable || self.is_sealed() {
+            return Ok(false);
+        }
+        self.write_head_mark(Kind::Mark, durable)?;
+        Ok(true)
+    }
+
+    fn write_head_mark(&self, kind: Kind, durable: u64) -> io::Result<()> {
+        let mark = codec::encode_mark(self.binding, HEAD_MARK, kind, self.base + durable);
+        self.blob.overwrite(HEAD_MARK, &mark)
+    }
+
+    /// Whether a sync would make more durable than a mark.
+    pub(crate) fn has_unsynced(&self) -> bool {
+        let published = self.published();
+        published > self.commit.durable() && published != self.marked.load(Ordering::Acquire)
+    }
+
+    /// Ends a full segment: all its records are durable, and its seal says so.
+    pub(crate) fn seal(&self, poison: &Poison) -> Result<(), Error> {
+        let Some(end) = self.end() else { return Ok(()) };
+        if self.is_sealed() {
+            return Ok(());
+        }
+        self.published.wait_for(end);
+        poison.check()?;
+        self.commit.wait(end, poison, || self.published(), || self.blob.sync())?;
+        if let Err(error) = self.write_head_mark(Kind::Seal, end) {
+            poison.set("seal a segment", &error);
+            return poison.check();
+        }
+        self.put(end, &Meta::bare(Kind::Seal, self.base + end, 0), &[], b"", poison);
+        let sealed_end = end + HEADER as u64;
+        self.commit.wait(sealed_end, poison, || self.published(), || self.blob.sync())?;
+        self.sealed.store(true, Ordering::Release);
+        // The tail is empty; whether its blocks come back decides nothing.
+        self.blob.punch(sealed_end, self.len).ok();
+        Ok(())
+    }
+
+    /// The record at an LSN of this segment, which the caller knows to be published.
+    #[inline]
+    pub(crate) fn record(&self, lsn: u64) -> Option<RecordRef<'_>> {
+        let at = lsn.checked_sub(self.base)? as usize;
+        RecordRef::parse(self.region.bytes(at..self.region.len())?)
+    }
+
+    /// The published records in order, each with its LSN.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (u64, RecordRef<'_>)> {
+        self.records_from(self.first_lsn())
+    }
+
+    /// The published records from the one at an LSN on.
+    pub(crate) fn records_from(&self, lsn: u64) -> impl Iterator<Item = (u64, RecordRef<'_>)> {
+        let published = self.published();
+        let mut at = lsn - self.base;
+        std::iter::from_fn(move || {
+            if at >= published {
+                return None;
+            }
+            let record = RecordRef::parse(self.region.bytes(at as usize..published as usize)?)?;
+            let lsn = self.base + at;
+            at += record.len();
+            Some((lsn, record))
+        })
+    }
+
+    fn stripe(&self, lsn: u64) -> &Arc<Arc<Region>> {
+        let stripe = (lsn / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
+        &self.stripes[stripe as usize]
+    }
+
+    #[inline]
+    pub(crate) fn pin(&self, lsn: u64) -> Pin {
+        Pin(Arc::clone(self.stripe(lsn)))
+    }
+
+    /// Whether a handle to this record, or to another of its stripe, is out.
+    pub(crate) fn is_pinned(&self, lsn: u64) -> bool {
+        let count = Arc::strong_count(self.stripe(lsn));
+        // Pairs with the release in the drop of the last handle: its reads came before.
+        std::sync::atomic::fence(Ordering::Acquire);
+        count > 1
+    }
+
+    /// Overwrites the record's key, payload and fingerprint with zeros (M3 of `mmap`: the caller excluded readers).
+    pub(crate) fn scrub(&self, lsn: u64, len: u64) -> io::Result<()> {
+        let at = lsn - self.base;
+        self.blob.overwrite(at, &scrubbed(self.binding, at, len))
+    }
+
+    #[inline]
+    pub(crate) fn add_live(&self) {
+        self.population.fetch_add(1 << 32 | 1, Ordering::Relaxed);
+    }
+
+    /// A record that no slot points to any more.
+    #[inline]
+    pub(crate) fn sub_live(&self) {
+        let before = self.population.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before as u32 > 0, "segment {} has fewer than no live records", self.number);
+    }
+
+    /// One of the records counted by `add_dead` turns out to be pointed to.
+    pub(crate) fn revive(&self) {
+        self.population.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A record counted but dead from the start: a copy that lost, as recovery sees it.
+    pub(crate) fn add_dead(&self) {
+        self.population.fetch_add(1 << 32, Ordering::Relaxed);
+    }
+
+    /// Relaxed: who decides by it holds the lock under which the last decrement's slot was changed, or looks again.
+    pub(crate) fn population(&self) -> Population {
+        let both = self.population.load(Ordering::Relaxed);
+        Population { records: (both >> 32) as u32, live: both as u32 }
+    }
+}
+
+/// What an erased record of `len` bytes looks like.
+pub(crate) fn scrubbed(binding: Binding, at: u64, len: u64) -> Vec<u8> {
+    let payload = vec![0; len as usize - HEADER];
+    let meta = Meta::bare(Kind::Scrubbed, 0, 0);
+    let header = codec::encode_header(binding, at, &meta, 0, payload.len(), &[&payload]);
+    [&header[..], &payload].concat()
+}

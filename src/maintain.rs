@@ -1,0 +1,439 @@
+//! Upkeep: expiry, seals, space, and a segment ahead. One bounded step at a time, by threads of the store or by callers.
+//!
+//! When a segment may go:
+//!
+//! - **U1** Only a sealed segment without live records goes, and never the one with the highest number, so that numbers
+//!   and with them fences can't go back.
+//! - **U2** Reservations segments go oldest first: a release in a younger one masks reservations in older ones.
+//! - **U3** An answers segment goes only after all reservations segments that were there when it was sealed, durably:
+//!   its answers mask their reservations.
+//! - **U4** A reservations segment that somebody was promised to find after a power cut goes only when the answers that
+//!   took the place of its records are durable too.
+//! - **U5** A copy is durable before its original goes. A copied reservation whose original was superseded while it was
+//!   being copied is overwritten at once, since what masks the original need not outlive the copy.
+
+use crate::error::{Error, Result};
+use crate::journal::Stream;
+use crate::journal::reader::Target;
+use crate::journal::segment::Segment;
+use crate::key::Key;
+use crate::shard::Shard;
+use crate::state::{self, Event, Phase, State, Transition};
+use crate::store::Engine;
+use crate::table::{Match, Probe, Word, tag_of};
+use crate::wheel::{Due, Step, TimerId};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Wheel steps under one shard lock.
+const BATCH: usize = 64;
+/// How often the upkeep thread looks at the clock.
+const TICK: Duration = Duration::from_millis(10);
+/// How long to leave a failing disk alone.
+const BACK_OFF: Duration = Duration::from_millis(200);
+/// Small sealed segments, as left by restarts, to put up with before they are merged.
+const SMALL_SEGMENTS: usize = 16;
+
+/// What upkeep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Maintained {
+    /// Answers whose retention was over.
+    pub expired: u64,
+    /// Reservations whose lease was over.
+    pub interrupted: u64,
+    /// Full segments that were synced and sealed.
+    pub sealed: u64,
+    /// Records that were moved ahead out of mostly dead segments.
+    pub relocated: u64,
+    /// Segments whose space was given back.
+    pub removed: u64,
+    /// Whether the budget ran out before the work did.
+    pub has_more: bool,
+}
+
+/// Where upkeep stands.
+#[derive(Debug, Default)]
+pub(crate) struct Upkeep {
+    next_shard: AtomicUsize,
+    failures: AtomicU64,
+    /// The segment being emptied, and the LSN to go on from.
+    relocation: Mutex<Option<(u64, u64)>>,
+}
+
+impl Upkeep {
+    pub(crate) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+}
+
+impl Engine {
+    pub(crate) fn maintain(&self, budget: usize) -> Result<Maintained> {
+        let mut done = Maintained::default();
+        while self.journal.seal_one()? {
+            done.sealed += 1;
+        }
+        let left = self.expire(budget, &mut done)?;
+        self.journal.note_durable()?;
+        self.reclaim(left, &mut done)?;
+        self.journal.prepare_spare()?;
+        Ok(done)
+    }
+
+    /// Lets what is due end, up to `budget` wheel steps; returns what is left of it.
+    fn expire(&self, budget: usize, done: &mut Maintained) -> Result<usize> {
+        let mut left = budget;
+        let count = self.shards.count();
+        let first = self.upkeep.next_shard.load(Ordering::Relaxed);
+        for at in first..first + count {
+            loop {
+                if left == 0 {
+                    self.upkeep.next_shard.store(at % count, Ordering::Relaxed);
+                    done.has_more = true;
+                    return Ok(0);
+                }
+                let steps = self.expire_batch(at, left.min(BATCH), done)?;
+                left -= steps;
+                if steps < BATCH {
+                    break;
+                }
+            }
+        }
+        self.upkeep.next_shard.store((first + 1) % count, Ordering::Relaxed);
+        Ok(left)
+    }
+
+    fn expire_batch(&self, at: usize, most: usize, done: &mut Maintained) -> Result<usize> {
+        let now_ms = self.clock.now_ms();
+        let mut shard = self.shards.get(at);
+        for steps in 0..most {
+            match shard.wheel.step(now_ms) {
+                Step::Idle => return Ok(steps),
+                Step::Moved => {}
+                Step::Fired(due) => self.fire(&mut shard, &due, now_ms, done)?,
+            }
+        }
+        Ok(most)
+    }
+
+    /// Ends what a timer was set for. The answer's record isn't touched, which would cost a cache miss.
+    fn fire(&self, shard: &mut Shard, due: &Due, now_ms: u64, done: &mut Maintained) -> Result<()> {
+        let tag = due.item;
+        let Some(at) = shard.find_timer(tag, due.id) else { return Ok(()) };
+        shard.table.slot_mut(at).timer = TimerId::NONE.raw();
+        let word = shard.table.slot(at).word();
+        let state = State { phase: word.phase(), fence: 0, deadline_ms: due.deadline_ms };
+        match state::step(state, Event::Elapse(now_ms)) {
+            Transition::To(Phase::Vacant) => {
+                shard.counts.expired += 1;
+                done.expired += 1;
+                self.remove_slot(shard, at);
+            }
+            Transition::To(Phase::Interrupted) => {
+                let map = self.journal.segments();
+                if self.journal.is_published(&map, word.lsn()) {
+                    let fence = self.journal.record(&map, word.lsn())?.fence();
+                    done.interrupted += u64::from(self.lapse(shard, at, tag, fence, now_ms));
+                } else {
+                    // Its owner is just writing it; the next tick will see.
+                    shard.advance(at, tag, word, now_ms + 1);
+                }
+            }
+            Transition::To(_)
+            | Transition::Stay
+            | Transition::Replay
+            | Transition::InFlight
+            | Transition::Mismatch
+            | Transition::Fenced => {}
+        }
+        Ok(())
+    }
+
+    /// Ends a lease that ran out, unless its owner lives and wants it renewed; whether it ended.
+    pub(crate) fn lapse(&self, shard: &mut Shard, at: usize, tag: u32, fence: u64, now_ms: u64) -> bool {
+        let word = shard.table.slot(at).word();
+        if let Some(lease_ms) = self.auto_renewed.get(&fence) {
+            shard.advance(at, tag, word, now_ms.saturating_add(*lease_ms));
+            return false;
+        }
+        shard.advance(at, tag, word.with(Phase::Interrupted), u64::MAX);
+        shard.counts.interrupted += 1;
+        shard.wake(fence);
+        true
+    }
+
+    /// Gives space back: removes what is dead, and moves survivors out of what is mostly dead.
+    fn reclaim(&self, budget: usize, done: &mut Maintained) -> Result<()> {
+        let _space = self.space.lock();
+        self.journal.poison.check()?;
+        let mut left = budget;
+        loop {
+            self.remove_dead_reservations(done)?;
+            let pinned = self.remove_dead_answers(done)?;
+            if pinned.is_some_and(|masks| masks >= self.journal.active_number(Stream::RESERVATIONS))
+                && self.journal.active_number(Stream::RESERVATIONS) > 0
+            {
+                self.journal.cut(Stream::RESERVATIONS)?;
+                while self.journal.seal_one()? {
+                    done.sealed += 1;
+                }
+                continue;
+            }
+            let Some(victim) = self.choose_victim(pinned.is_some()) else { return Ok(()) };
+            if left == 0 {
+                done.has_more = true;
+                return Ok(());
+            }
+            if !self.relocate(&victim, &mut left, done)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn sealed_segments(&self, reservations: bool) -> Vec<Arc<Segment>> {
+        let map = self.journal.segments();
+        let newest = map.iter().map(|segment| segment.number()).max();
+        let mut segments: Vec<_> = map
+            .iter()
+            .filter(|segment| segment.is_sealed() && segment.has_reservations() == reservations)
+            .filter(|segment| Some(segment.number()) != newest)
+            .cloned()
+            .collect();
+        segments.sort_by_key(|segment| segment.number());
+        segments
+    }
+
+    fn remove_dead_reservations(&self, done: &mut Maintained) -> Result<()> {
+        let oldest = self.oldest_reservations();
+        let dead: Vec<_> =
+            self.sealed_segments(true).into_iter().take_while(|segment| segment.population().live == 0).collect();
+        // U2: nothing older may be left behind, such as one that waits for its seal.
+        let Some(first) = dead.first().filter(|first| Some(first.number()) == oldest) else { return Ok(()) };
+        debug_assert!(first.is_sealed());
+        if dead.iter().any(|segment| segment.has_synced()) {
+            self.journal.sync_all()?;
+        }
+        for segment in &dead {
+            if self.oldest_reservations() != Some(segment.number()) {
+                break;
+            }
+            self.journal.remove(segment.number())?;
+            done.removed += 1;
+        }
+        self.journal.sync_names()
+    }
+
+    fn oldest_reservations(&self) -> Option<u64> {
+        let map = self.journal.segments();
+        map.iter().filter(|segment| segment.has_reservations()).map(|segment| segment.number()).min()
+    }
+
+    /// Removes what may go; returns the highest `masks` of the dead that may not go yet.
+    fn remove_dead_answers(&self, done: &mut Maintained) -> Result<Option<u64>> {
+        let oldest = self.oldest_reservations();
+        let mut pinned = None;
+        let mut removed = 0;
+        for segment in self.sealed_segments(false) {
+            if segment.population().live > 0 {
+                continue;
+            }
+            if oldest.is_some_and(|oldest| oldest <= segment.masks()) {
+                pinned = pinned.max(Some(segment.masks()));
+                continue;
+            }
+            self.journal.remove(segment.number())?;
+            removed += 1;
+        }
+        if removed > 0 {
+            self.journal.sync_names()?;
+            done.removed += removed;
+        }
+        Ok(pinned)
+    }
+
+    /// The segment whose survivors should be moved ahead, if any should.
+    fn choose_victim(&self, answers_are_pinned: bool) -> Option<Arc<Segment>> {
+        let map = self.journal.segments();
+        if let Some((number, _)) = *self.upkeep.relocation.lock()
+            && let Some(segment) = map.get(number)
+        {
+            return Some(Arc::clone(segment));
+        }
+        let reservations = self.sealed_segments(true);
+        if let Some(oldest) = reservations.first()
+            && Some(oldest.number()) == self.oldest_reservations()
+            && (answers_are_pinned || self.is_wasteful(&reservations))
+        {
+            return Some(Arc::clone(oldest));
+        }
+        let answers = self.sealed_segments(false);
+        let living = answers.iter().filter(|segment| segment.population().live > 0);
+        if self.is_wasteful(&answers) {
+            let density = |segment: &&Arc<Segment>| live_bytes(segment) * 1000 / segment.published();
+            return living.min_by_key(density).cloned();
+        }
+        let small: Vec<_> = living.filter(|segment| segment.published() < segment.len() / 8).collect();
+        if small.len() > SMALL_SEGMENTS { small.first().map(|segment| Arc::clone(segment)) } else { None }
+    }
+
+    /// Whether segments take more than twice what lives in them, and one segment.
+    fn is_wasteful(&self, segments: &[Arc<Segment>]) -> bool {
+        let used: u64 = segments.iter().map(|segment| segment.published()).sum();
+        let live: u64 = segments.iter().map(live_bytes).sum();
+        used > 2 * live + self.journal.segment_len()
+    }
+
+    /// Moves live records of a segment to the ends of their streams; whether it is empty now.
+    fn relocate(&self, victim: &Segment, left: &mut usize, done: &mut Maintained) -> Result<bool> {
+        let from = match *self.upkeep.relocation.lock() {
+            Some((number, lsn)) if number == victim.number() => lsn,
+            Some(_) | None => victim.first_lsn(),
+        };
+        for (lsn, _) in victim.records_from(from) {
+            if *left == 0 {
+                *self.upkeep.relocation.lock() = Some((victim.number(), lsn));
+                done.has_more = true;
+                return Ok(false);
+            }
+            *left -= 1;
+            done.relocated += u64::from(self.relocate_record(victim, lsn)?);
+        }
+        *self.upkeep.relocation.lock() = None;
+        // U5, before the next round removes the original.
+        self.journal.sync_all()?;
+        Ok(victim.population().live == 0)
+    }
+
+    fn relocate_record(&self, victim: &Segment, lsn: u64) -> Result<bool> {
+        let Some(record) = victim.record(lsn) else { return Ok(false) };
+        if !record.kind().is_live_kind() {
+            return Ok(false);
+        }
+        let Some(key) = Key::parse(record.stored_key()) else { return Ok(false) };
+        let hash = self.hasher.hash(&key);
+        let tag = tag_of(hash);
+        let by_lsn = |shard: &Shard| {
+            let is = |slot: &crate::table::Slot| if slot.word().lsn() == lsn { Match::Same } else { Match::Other };
+            match shard.table.find(tag, is) {
+                Probe::Found(at) => Some(at),
+                Probe::Absent | Probe::Unsettled(_) => None,
+            }
+        };
+        {
+            let shard = self.shards.of(hash);
+            let Some(at) = by_lsn(&shard) else { return Ok(false) };
+            if shard.table.slot(at).word().phase() == Phase::Completing {
+                return Ok(false);
+            }
+        }
+        let meta = record.meta();
+        let stream = if victim.has_reservations() {
+            Stream::RESERVATIONS
+        } else {
+            Stream::of_answers(meta.deadline_ms.saturating_sub(self.clock.now_ms()))
+        };
+        let claim = self.journal.claim_or_turn(stream, record.len())?;
+        let copy = claim.lsn();
+        claim.segment().add_live();
+        claim.write(&meta, &[record.stored_key()], record.payload(), false)?;
+        {
+            let mut shard = self.shards.of(hash);
+            let at = by_lsn(&shard).filter(|at| shard.table.slot(*at).word().phase() != Phase::Completing);
+            if let Some(at) = at {
+                let slot = shard.table.slot_mut(at);
+                let word = slot.word();
+                let moved = slot.advance(word, Word::new(word.phase(), copy));
+                debug_assert!(moved, "slots change only under their shard's lock");
+                self.sub_live(lsn);
+                return Ok(true);
+            }
+        }
+        self.sub_live(copy);
+        if victim.has_reservations() {
+            self.overwrite(&[Target { lsn: copy, len: record.len() }])?;
+        }
+        Ok(false)
+    }
+}
+
+fn live_bytes(segment: &Arc<Segment>) -> u64 {
+    let population = segment.population();
+    segment.published() * u64::from(population.live) / u64::from(population.records).max(1)
+}
+
+/// The store's threads.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    stop: Arc<AtomicBool>,
+    engine: Arc<Engine>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Workers {
+    pub(crate) fn start(engine: &Arc<Engine>, background: bool) -> Result<Workers> {
+        let workers = Workers { stop: Arc::default(), engine: Arc::clone(engine), threads: Mutex::new(Vec::new()) };
+        if background {
+            workers.spawn("oncekey-journal", tend_journal)?;
+            workers.spawn("oncekey-upkeep", tend_table)?;
+        }
+        Ok(workers)
+    }
+
+    fn spawn(&self, name: &str, tend: fn(&Engine, &AtomicBool)) -> Result<()> {
+        let (engine, stop) = (Arc::clone(&self.engine), Arc::clone(&self.stop));
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || tend(&engine, &stop))
+            .map_err(|source| Error::io("start a thread for", std::path::Path::new(name), source))?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.engine.journal.bell.ring();
+        for thread in self.threads.lock().drain(..) {
+            thread.thread().unpark();
+            // A thread of ours that panicked has said so on standard error.
+            thread.join().ok();
+        }
+    }
+}
+
+/// Keeps a spare ready and seals what is full.
+fn tend_journal(engine: &Engine, stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        let spare = engine.journal.prepare_spare();
+        let sealed = engine.journal.seal_one();
+        match (spare, sealed) {
+            (Ok(_), Ok(true)) => {}
+            (Ok(_), Ok(false)) => engine.journal.bell.wait(Duration::from_secs(1)),
+            (Err(_), _) | (_, Err(_)) => {
+                engine.upkeep.failures.fetch_add(1, Ordering::Relaxed);
+                std::thread::park_timeout(BACK_OFF);
+            }
+        }
+    }
+}
+
+/// Lets keys expire and gives space back.
+fn tend_table(engine: &Engine, stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        let mut done = Maintained::default();
+        let step = engine
+            .expire(16 * 1024, &mut done)
+            .and_then(|_| engine.journal.note_durable())
+            .and_then(|_| engine.reclaim(1024, &mut done));
+        match step {
+            Ok(()) if done.has_more => {}
+            Ok(()) => std::thread::park_timeout(TICK),
+            Err(_) => {
+                engine.upkeep.failures.fetch_add(1, Ordering::Relaxed);
+                std::thread::park_timeout(BACK_OFF);
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Somebody else's operation, to wait for.
+
+use crate::error::Result;
+use crate::record::Record;
+use crate::state::Phase;
+use crate::store::Engine;
+use crate::table::tag_of;
+use event_listener::{EventListener, Listener};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// An operation that another caller runs.
+///
+/// Wait for its end, or tell the client to come back (409 with `Retry-After`).
+pub struct Pending {
+    engine: Arc<Engine>,
+    hash: u64,
+    fence: u64,
+    lease_left: Option<Duration>,
+}
+
+/// How a wait for another caller's operation ended.
+#[must_use]
+#[derive(Debug)]
+pub enum Wait {
+    /// The operation was done; this is its answer.
+    Replay(Record),
+    /// The owner released the key, vanished, or the key was erased: reserve again to see.
+    Retry,
+    /// The operation goes on.
+    TimedOut(Pending),
+}
+
+impl Pending {
+    pub(crate) fn new(engine: Arc<Engine>, hash: u64, fence: u64, lease_left: Option<Duration>) -> Self {
+        Pending { engine, hash, fence, lease_left }
+    }
+
+    /// Number of the reservation that is waited for.
+    pub fn fence(&self) -> u64 {
+        self.fence
+    }
+
+    /// What was left of the owner's lease when it was met; `None` while its answer is being written.
+    pub fn lease_left(&self) -> Option<Duration> {
+        self.lease_left
+    }
+
+    /// Blocks until the operation ends, at most for `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`, `Forked`, and `Corrupt` if another program changed the files.
+    pub fn wait(self, timeout: Duration) -> Result<Wait> {
+        let until = deadline(timeout);
+        loop {
+            let (listener, lease_left) = match self.look()? {
+                Look::Over(wait) => return Ok(wait),
+                Look::Running(listener, lease_left) => (listener, lease_left),
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Wait::TimedOut(self));
+            }
+            // Nobody may come by to notice that the lease ran out, so look again then.
+            listener.wait_timeout(lease_left.map_or(left, |lease| left.min(lease + TICK)));
+        }
+    }
+
+    /// Waits until the operation ends, without blocking and with any executor.
+    ///
+    /// It has no time limit; wrap it in the runtime's own. That a lease ran out is noticed by the store's upkeep (its
+    /// threads, or [`maintain`](crate::Store::maintain)) or by the next caller for the key.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Pending::wait).
+    pub async fn wait_async(self) -> Result<Wait> {
+        loop {
+            match self.look()? {
+                Look::Over(wait) => return Ok(wait),
+                Look::Running(listener, _) => listener.await,
+            }
+        }
+    }
+
+    fn look(&self) -> Result<Look> {
+        let engine = &self.engine;
+        engine.admit()?;
+        let tag = tag_of(self.hash);
+        let now_ms = engine.clock.now_ms();
+        let mut shard = engine.shards.of(self.hash);
+        let map = engine.journal.segments();
+        let Some(at) = shard.find_fence(tag, self.fence, &engine.journal, &map) else {
+            return Ok(Look::Over(Wait::Retry));
+        };
+        let Some(at) = engine.settle(&mut shard, &map, at, tag, now_ms)? else {
+            return Ok(Look::Over(Wait::Retry));
+        };
+        let slot = shard.table.slot(at);
+        let word = slot.word();
+        match word.phase() {
+            Phase::Completed => {
+                let record = engine.journal.record(&map, word.lsn())?;
+                let record = engine.record_of(&map, word.lsn(), &record)?;
+                shard.counts.replayed += 1;
+                Ok(Look::Over(Wait::Replay(record)))
+            }
+            Phase::Reserved | Phase::Completing => {
+                let deadline_ms = shard.state(slot, self.fence, u64::MAX).deadline_ms;
+                let left = Duration::from_millis(deadline_ms.saturating_sub(now_ms));
+                let listener = shard.park(self.fence).listen();
+                Ok(Look::Running(listener, (deadline_ms != u64::MAX).then_some(left)))
+            }
+            Phase::Interrupted | Phase::Vacant | Phase::Released => Ok(Look::Over(Wait::Retry)),
+        }
+    }
+}
+
+/// When a wait ends; one that outlasts what can be expressed ends in a year.
+pub(crate) fn deadline(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(Duration::from_secs(365 * 24 * 3600))
+}
+
+/// Leases end on the millisecond; look just after.
+const TICK: Duration = Duration::from_millis(1);
+
+enum Look {
+    Over(Wait),
+    Running(EventListener, Option<Duration>),
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("fence", &self.fence)
+            .field("lease_left", &self.lease_left)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,588 @@
+//! From what a crash left to a store that can go on.
+//!
+//! Recovery reads every segment, then decides, and only then writes: if anything was found that has to be refused, no
+//! byte was changed. It reads with `read`, not through a mapping. What it decides, by case:
+//!
+//! | case | found | meaning | done |
+//! |---|---|---|---|
+//! | A | a name ending in `.new` | a file whose making was cut short; it never had a record | removed |
+//! | B | a segment of another length, or whose header isn't its own | corruption | refused |
+//! | C | a header of a newer version or with unknown features | not ours to read | refused, also in salvage |
+//! | D | zeros up to the end, from no lower than the durable mark on | space not yet written | nothing |
+//! | E | a segment without any record | a spare | the newest is kept, others removed |
+//! | F | a gap that lies in records which an erasure had begun to overwrite | the erasure was cut short | overwritten |
+//! | G | a gap or the records' end below the durable mark, or any gap of a sealed segment | corruption | refused |
+//! | H | any other gap | written but never synced, or claimed and not written when the process died | padded, or cut at the end |
+//! | I | a segment without a seal | was in use | synced, sealed |
+//! | J | a segment with its seal and no gap | ended well | nothing |
+//!
+//! In salvage, B and G are reported and padded over instead: the report lists every byte range given up.
+//!
+//! Padding, cutting, overwriting and sealing are idempotent and none grows the store, so a crash during recovery is just
+//! another crash. No record is ever given a new checksum for bytes that could not be verified: a pad's payload is zeros.
+//!
+//! Then each key's state is put together by [`state::step`], in any order of records; reservations without a verdict
+//! are interrupted, since their owner is gone.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::journal::codec::{
+    BadHeader, Binding, HEAD_MARK, HEADER, Kind, Meta, SEGMENT_HEAD, SegmentHeader, encode_header, encode_mark,
+};
+use crate::journal::media::{Blob, Storage};
+use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan};
+use crate::journal::segment::{Segment, scrubbed};
+use crate::journal::{Journal, Options, segment_name, segment_number};
+use crate::key::Key;
+use crate::shard::Shard;
+use crate::state::{self, Event, Phase, Recovered, State, Transition};
+use crate::store::KeyHasher;
+use crate::table::{Probe, Shards, Word, tag_of};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What to do about damage to what was durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RecoveryMode {
+    /// Refuse to open, change nothing, and say where it is.
+    #[default]
+    Strict,
+    /// Open with what can be read, and report every byte range that can't.
+    Salvage,
+}
+
+/// Bytes of a file that hold no readable record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Damage {
+    /// The segment's file.
+    pub path: PathBuf,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub len: u64,
+    /// What is wrong with them.
+    pub reason: String,
+}
+
+/// What opening a store found and did.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// Segments read, without spares.
+    pub segments: u64,
+    /// Records read.
+    pub records: u64,
+    /// Keys with an answer that is still kept.
+    pub completed: u64,
+    /// Keys whose owner vanished.
+    pub interrupted: u64,
+    /// Keys whose answer's retention was over.
+    pub expired: u64,
+    /// Remains of writes that were never acknowledged as durable, now cut or padded.
+    pub cut: Vec<Damage>,
+    /// Durable bytes given up; always empty in strict mode.
+    pub lost: Vec<Damage>,
+    /// Records of unfinished erasures that were overwritten.
+    pub scrubbed: u64,
+    /// How far the clock is ahead of the newest record; what expired in between is gone.
+    pub clock_ahead: Duration,
+    /// How far the clock is behind the newest record; the store's time goes on from there.
+    pub clock_behind: Duration,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// What the store's own file says.
+const STORE_NAME: &str = "STORE";
+
+/// A store put together from its journal.
+pub(crate) struct Recovery {
+    pub(crate) journal: Journal,
+    pub(crate) shards: Shards<Shard>,
+    pub(crate) report: RecoveryReport,
+    pub(crate) newest_ms: u64,
+    pub(crate) keys: u64,
+}
+
+/// What recovery has to know beside the storage.
+pub(crate) struct Plan<'p> {
+    pub(crate) mode: RecoveryMode,
+    /// Length of segments for a new store, and whether an existing one has to have it.
+    pub(crate) segment_len: u64,
+    pub(crate) segment_len_is_set: bool,
+    pub(crate) max_bytes: Option<u64>,
+    pub(crate) persistent: bool,
+    pub(crate) shards: usize,
+    pub(crate) hasher: &'p KeyHasher,
+    pub(crate) now_ms: u64,
+    pub(crate) clock_jump_limit: Option<Duration>,
+}
+
+/// A segment as it was found.
+struct Found {
+    number: u64,
+    base: u64,
+    binding: Binding,
+    blob: Arc<dyn Blob>,
+    scan: Scan,
+    /// Length or header are wrong, so the file has to be written anew (salvage only).
+    has_to_be_rebuilt: bool,
+}
+
+pub(crate) fn recover(storage: Box<dyn Storage>, plan: &Plan<'_>) -> Result<Recovery> {
+    let started = Instant::now();
+    let mut report = RecoveryReport::default();
+    let names = storage.list()?;
+    let (store_id, segment_len) = identify(&*storage, &names, plan)?;
+    let mut found = read_segments(&*storage, &names, store_id, segment_len, plan.mode, &mut report)?;
+    found.sort_by_key(|segment| segment.number);
+    let newest_ms = found.iter().map(|segment| segment.scan.newest_ms).max().unwrap_or(0);
+    check_clock(plan, newest_ms, &mut report)?;
+
+    let targets = found.iter().flat_map(|segment| segment.scan.targets.iter().copied()).collect::<Vec<_>>();
+    let mut repairs = Vec::new();
+    for segment in &found {
+        repairs.push(classify(&*storage, segment, &targets, plan.mode, &mut report)?);
+    }
+    // From here on everything that was found is accepted, and writing may begin.
+    for name in names.iter().filter(|name| is_unborn(name)) {
+        storage.remove(name)?;
+    }
+    let next_number = found.last().map_or(1, |segment| segment.number + 1);
+    let (mut segments, mut spares) = (Vec::new(), Vec::new());
+    for (segment, repair) in found.into_iter().zip(repairs) {
+        if segment.scan.is_blank() {
+            // The newest number stays in use, or fences could go back after the next crash.
+            if segment.number + 1 == next_number {
+                spares.push(reopen_spare(&*storage, store_id, segment_len, segment)?);
+            } else {
+                storage.remove(&segment_name(segment.number))?;
+            }
+        } else {
+            segments.push(mend(&*storage, store_id, segment, repair, &mut report)?);
+        }
+    }
+    storage.sync_names()?;
+    report.segments = segments.len() as u64;
+    let newest_reservations = segments.iter().filter(|segment| segment.has_reservations()).map(|s| s.number()).max();
+    for segment in &segments {
+        segment.set_masks(newest_reservations.unwrap_or(0));
+    }
+    let options = Options { store_id, segment_len, max_bytes: plan.max_bytes, persistent: plan.persistent };
+    let journal = Journal::new(storage, options, segments.clone(), spares, next_number)?;
+    let now_ms = plan.now_ms.max(newest_ms);
+    let shards = Shards::new(plan.shards, || Shard::new(now_ms));
+    for segment in &segments {
+        replay(&journal, &shards, segment, plan.hasher)?;
+    }
+    let keys = finish(&journal, &shards, now_ms, &mut report)?;
+    report.elapsed = started.elapsed();
+    Ok(Recovery { journal, shards, report, newest_ms, keys })
+}
+
+fn is_unborn(name: &str) -> bool {
+    name.strip_suffix(".new").is_some_and(|stem| {
+        stem == STORE_NAME || segment_number(stem).is_some() || matches!(stem, "probe-a" | "probe-b")
+    })
+}
+
+/// Which store this is: read from its file, or made up for a new one.
+fn identify(storage: &dyn Storage, names: &[String], plan: &Plan<'_>) -> Result<([u8; 16], u64)> {
+    let path = storage.path(STORE_NAME);
+    let Some(bytes) = storage.read_small(STORE_NAME, 4096)? else {
+        if let Some(name) = names.iter().find(|name| segment_number(name).is_some()) {
+            return Err(Error::corrupt(&path, 0, format!("the file is missing, but there is a segment {name}")));
+        }
+        let mut store_id = [0; 16];
+        getrandom::fill(&mut store_id)
+            .map_err(|error| Error::io("draw a store id for", &path, std::io::Error::other(error)))?;
+        let header = SegmentHeader { store_id, number: 0, len: plan.segment_len };
+        storage.write_small(STORE_NAME, &header.encode())?;
+        return Ok((store_id, plan.segment_len));
+    };
+    let header = match SegmentHeader::decode(&bytes) {
+        Ok(header) => header,
+        Err(BadHeader::Newer { major, features }) => return Err(newer(storage, STORE_NAME, major, features)),
+        Err(BadHeader::Damaged) => return Err(Error::corrupt(&path, 0, "the store's header is damaged")),
+    };
+    if !crate::builder::is_segment_len(header.len) || header.number != 0 {
+        return Err(Error::corrupt(&path, 0, format!("a segment length of {} bytes is out of range", header.len)));
+    }
+    if plan.segment_len_is_set && header.len != plan.segment_len {
+        let message = format!("the store was made with segments of {} bytes, not {}", header.len, plan.segment_len);
+        return Err(Error::new(ErrorKind::InvalidArgument, message).at(&path, None));
+    }
+    Ok((header.store_id, header.len))
+}
+
+fn newer(storage: &dyn Storage, name: &str, major: u16, features: u32) -> Error {
+    let message = format!(
+        "written in format version {major} with features {features:#x}, which this build doesn't read; \
+         nothing was changed"
+    );
+    Error::new(ErrorKind::UnsupportedVersion, message).at(&storage.path(name), Some(0))
+}
+
+fn read_segments(
+    storage: &dyn Storage,
+    names: &[String],
+    store_id: [u8; 16],
+    segment_len: u64,
+    mode: RecoveryMode,
+    report: &mut RecoveryReport,
+) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    let mut bytes = Vec::new();
+    for name in names {
+        let Some(number) = segment_number(name) else { continue };
+        let path = storage.path(name);
+        if number == 0 || number >= 1 << 62 >> segment_len.trailing_zeros() {
+            return Err(Error::corrupt(&path, 0, "the segment's number is out of range"));
+        }
+        let blob = storage.open(name)?;
+        let damage = |offset, len, reason: String| Damage { path: path.clone(), offset, len, reason };
+        let mut damages = Vec::new();
+        if blob.len() != segment_len {
+            let (short, long) = (blob.len().min(segment_len), blob.len().max(segment_len));
+            let reason = format!("the file is {} bytes long; segments of this store have {segment_len}", blob.len());
+            damages.push(damage(short, long - short, reason));
+        }
+        read_whole(&*blob, segment_len, &mut bytes).map_err(|source| Error::io("read a segment", &path, source))?;
+        let binding = Binding::new(&store_id, number);
+        let expected = SegmentHeader { store_id, number, len: segment_len };
+        match SegmentHeader::decode(&bytes) {
+            Ok(header) if header == expected && !head_is_dirty(&bytes, binding) => {}
+            Err(BadHeader::Newer { major, features }) => return Err(newer(storage, name, major, features)),
+            Ok(_) | Err(BadHeader::Damaged) => {
+                let reason = "the segment's header is damaged, or the file belongs to another store or place";
+                damages.push(damage(0, SEGMENT_HEAD, reason.to_owned()));
+            }
+        }
+        let has_to_be_rebuilt = !damages.is_empty();
+        match mode {
+            RecoveryMode::Salvage => report.lost.append(&mut damages),
+            RecoveryMode::Strict => {
+                if let Some(Damage { offset, reason, .. }) = damages.into_iter().next() {
+                    return Err(Error::corrupt(&path, offset, reason));
+                }
+            }
+        }
+        let base = number << segment_len.trailing_zeros();
+        let scan = scan(&bytes, binding, base);
+        report.records += scan.records;
+        found.push(Found { number, base, binding, blob, scan, has_to_be_rebuilt });
+    }
+    Ok(found)
+}
+
+/// A segment's bytes, with zeros for those that a file of the wrong length doesn't have.
+fn read_whole(blob: &dyn Blob, segment_len: u64, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    bytes.clear();
+    bytes.resize(segment_len as usize, 0);
+    let there = blob.len().min(segment_len) as usize;
+    blob.read_at(0, &mut bytes[..there])
+}
+
+fn check_clock(plan: &Plan<'_>, newest_ms: u64, report: &mut RecoveryReport) -> Result<()> {
+    if newest_ms == 0 {
+        return Ok(());
+    }
+    report.clock_ahead = Duration::from_millis(plan.now_ms.saturating_sub(newest_ms));
+    report.clock_behind = Duration::from_millis(newest_ms.saturating_sub(plan.now_ms));
+    match plan.clock_jump_limit {
+        Some(limit) if report.clock_ahead > limit => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!(
+                "the clock is {:?} ahead of the newest record, more than clock_jump_limit = {limit:?}; \
+                 if that is right, open with a higher limit",
+                report.clock_ahead
+            ),
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// What has to be written to make a segment whole.
+#[derive(Default)]
+struct Repair {
+    pads: Vec<Gap>,
+    /// Bytes behind the last record to be zeroed.
+    cut: Option<Gap>,
+    scrubs: Vec<Target>,
+}
+
+/// Decides what every gap of a segment means: cases F, G and H.
+fn classify(
+    storage: &dyn Storage,
+    segment: &Found,
+    targets: &[Target],
+    mode: RecoveryMode,
+    report: &mut RecoveryReport,
+) -> Result<Repair> {
+    let scan = &segment.scan;
+    let path = || storage.path(&segment_name(segment.number));
+    let mut repair = Repair::default();
+    let here = targets.iter().filter(|target| is_inside(target, segment));
+    let mut here: Vec<Target> = here.copied().collect();
+    here.sort_by_key(|target| target.lsn);
+    here.dedup();
+    for gap in &scan.gaps {
+        let is_tail = gap.start >= scan.end;
+        let after_scrubs = behind_torn_scrubs(gap, is_tail, segment.base, &here);
+        if after_scrubs >= gap.end {
+            continue;
+        }
+        let gap = &Gap { start: after_scrubs, ..*gap };
+        let damage = |reason: &str| Damage {
+            path: path(),
+            offset: gap.start,
+            len: gap.end - gap.start,
+            reason: reason.to_owned(),
+        };
+        if gap.start < scan.durable || scan.is_sealed {
+            let reason = match (scan.is_sealed, gap.header_is_whole) {
+                (_, true) => "the key or the payload of a record that was durable is damaged",
+                (true, false) => "a sealed segment holds bytes that are no record",
+                (false, false) => "bytes below the durable mark are no record",
+            };
+            if mode == RecoveryMode::Strict {
+                return Err(Error::corrupt(&path(), gap.start, format!("{} bytes: {reason}", gap.end - gap.start)));
+            }
+            report.lost.push(damage(reason));
+        } else {
+            report.cut.push(damage("written but never acknowledged as durable"));
+        }
+        if is_tail {
+            repair.cut = Some(*gap);
+        } else if gap.end - gap.start >= HEADER as u64 {
+            repair.pads.push(*gap);
+        } else {
+            return Err(Error::corrupt(
+                &path(),
+                gap.start,
+                "two records are closer together than any two were written",
+            ));
+        }
+    }
+    if scan.durable > scan.end.max(scan.gaps.last().map_or(0, |gap| gap.end)) {
+        let (offset, len) = (scan.end, scan.durable - scan.end);
+        let reason = "the segment is durable further than its records go".to_owned();
+        if mode == RecoveryMode::Strict {
+            return Err(Error::corrupt(&path(), offset, reason));
+        }
+        report.lost.push(Damage { path: path(), offset, len, reason });
+    }
+    if !scan.is_sealed && scan.end + HEADER as u64 > segment.blob.len() {
+        return Err(Error::corrupt(&path(), scan.end, "records stand where a segment's seal belongs"));
+    }
+    repair.scrubs = here;
+    Ok(repair)
+}
+
+fn is_inside(target: &Target, segment: &Found) -> bool {
+    let Some(at) = target.lsn.checked_sub(segment.base) else { return false };
+    let fits = target.len >= HEADER as u64 && target.len.is_multiple_of(8) && at.is_multiple_of(8);
+    fits && at >= SEGMENT_HEAD && target.len <= segment.blob.len() && at <= segment.blob.len() - target.len
+}
+
+/// Where the half overwritten records end that a gap begins with.
+fn behind_torn_scrubs(gap: &Gap, is_tail: bool, base: u64, targets: &[Target]) -> u64 {
+    let mut at = gap.start;
+    for target in targets.iter().filter(|target| target.lsn >= base + gap.start) {
+        // A record's own zeros at the end of all records don't count as part of a gap.
+        if target.lsn != base + at || (at + target.len > gap.end && !is_tail) {
+            break;
+        }
+        at += target.len;
+    }
+    at
+}
+
+/// Writes what `classify` decided, and hands the segment over, sealed, with whether it holds reservations.
+fn mend(
+    storage: &dyn Storage,
+    store_id: [u8; 16],
+    segment: Found,
+    repair: Repair,
+    report: &mut RecoveryReport,
+) -> Result<Arc<Segment>> {
+    let segment = if segment.has_to_be_rebuilt { rebuild(storage, store_id, segment)? } else { segment };
+    let Found { number, base, binding, blob, scan, .. } = segment;
+    let path = storage.path(&segment_name(number));
+    let fail = |source| Error::io("repair a segment", &path, source);
+    let mut end = scan.end;
+    let mut is_dirty = !scan.is_sealed || !repair.pads.is_empty();
+    for gap in &repair.pads {
+        blob.overwrite(gap.start, &pad(binding, gap)).map_err(fail)?;
+        end = end.max(gap.end);
+    }
+    if let Some(gap) = &repair.cut {
+        blob.overwrite(gap.start, &vec![0; (gap.end - gap.start) as usize]).map_err(fail)?;
+        is_dirty = true;
+    }
+    for target in &repair.scrubs {
+        let at = target.lsn - base;
+        let scrubbed = scrubbed(binding, at, target.len);
+        let mut there = vec![0; scrubbed.len()];
+        blob.read_at(at, &mut there).map_err(fail)?;
+        if there != scrubbed {
+            blob.overwrite(at, &scrubbed).map_err(fail)?;
+            report.scrubbed += 1;
+            is_dirty = true;
+        }
+        // A torn one at the very end did not count as readable; it is whole now.
+        end = end.max(at + target.len);
+    }
+    if is_dirty {
+        // All that is accepted has to be durable before a seal says so.
+        blob.sync().map_err(fail)?;
+    }
+    if !scan.is_sealed {
+        let mark = |offset| encode_mark(binding, offset, Kind::Seal, base + end);
+        blob.overwrite(end, &mark(end)).map_err(fail)?;
+        blob.overwrite(HEAD_MARK, &mark(HEAD_MARK)).map_err(fail)?;
+        blob.sync().map_err(fail)?;
+        blob.punch(end + HEADER as u64, blob.len()).map_err(fail)?;
+    }
+    let sealed = Segment::sealed(number, base, binding, blob, end).map_err(|source| Error::io("map", &path, source))?;
+    if scan.has_reservations {
+        sealed.set_reservations();
+    }
+    Ok(Arc::new(sealed))
+}
+
+/// Replaces a file whose length or header is wrong by one with the same records.
+fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: Found) -> Result<Found> {
+    let name = segment_name(segment.number);
+    let len = 1 << (segment.base / segment.number).trailing_zeros();
+    let mut bytes = Vec::new();
+    read_whole(&*segment.blob, len, &mut bytes)
+        .map_err(|source| Error::io("read a segment", &storage.path(&name), source))?;
+    bytes[..SEGMENT_HEAD as usize].fill(0);
+    let header = SegmentHeader { store_id, number: segment.number, len }.encode();
+    bytes[..header.len()].copy_from_slice(&header);
+    storage.write_small(&name, &bytes)?;
+    Ok(Found { blob: storage.open(&name)?, ..segment })
+}
+
+fn reopen_spare(storage: &dyn Storage, store_id: [u8; 16], segment_len: u64, spare: Found) -> Result<Arc<Segment>> {
+    let spare = if spare.has_to_be_rebuilt { rebuild(storage, store_id, spare)? } else { spare };
+    let name = segment_name(spare.number);
+    let blob = storage.reopen_spare(&name, segment_len)?;
+    let segment = Segment::fresh(spare.number, spare.base, spare.binding, blob);
+    segment.map(Arc::new).map_err(|source| Error::io("map", &storage.path(&name), source))
+}
+
+fn pad(binding: Binding, gap: &Gap) -> Vec<u8> {
+    let payload = vec![0; (gap.end - gap.start) as usize - HEADER];
+    let header = encode_header(binding, gap.start, &Meta::bare(Kind::Pad, 0, 0), 0, payload.len(), &[&payload]);
+    [&header[..], &payload].concat()
+}
+
+/// Puts the keys of a segment's records into the table: of each key's records the one that counts.
+fn replay(journal: &Journal, shards: &Shards<Shard>, segment: &Segment, hasher: &KeyHasher) -> Result<()> {
+    let map = journal.segments();
+    for (lsn, record) in segment.records() {
+        let phase = match record.kind() {
+            Kind::Reserved | Kind::Point => Phase::Reserved,
+            Kind::Completed | Kind::Failed => Phase::Completed,
+            Kind::Released => Phase::Released,
+            Kind::Scrubbed | Kind::Erase | Kind::Mark | Kind::Seal | Kind::Pad => continue,
+        };
+        let Some(key) = Key::parse(record.stored_key()) else { continue };
+        if record.kind().is_live_kind() {
+            segment.add_dead();
+        }
+        let hash = hasher.hash(&key);
+        let tag = tag_of(hash);
+        let word = Word::new(phase, lsn);
+        let mut shard = shards.of(hash);
+        let at = match shard.find_key(journal, &map, tag, &key)? {
+            Probe::Found(at) => at,
+            Probe::Absent => {
+                shard.insert(tag, word, u64::MAX);
+                continue;
+            }
+            Probe::Unsettled(_) => unreachable!("recovered segments are published whole"),
+        };
+        let slot = shard.table.slot(at);
+        let known = journal.record(&map, slot.word().lsn())?;
+        let state = State { phase: slot.word().phase(), fence: known.fence(), deadline_ms: u64::MAX };
+        let seen =
+            Recovered { phase, fence: record.fence(), sequence: record.sequence(), known_sequence: known.sequence() };
+        if let Transition::To(_) = state::step(state, Event::Recover(seen)) {
+            shard.advance(at, tag, word, u64::MAX);
+        }
+    }
+    Ok(())
+}
+
+/// Settles every key: what was released or is over goes, what had no verdict is interrupted. Returns how many are left.
+fn finish(journal: &Journal, shards: &Shards<Shard>, now_ms: u64, report: &mut RecoveryReport) -> Result<u64> {
+    let map = journal.segments();
+    let mut keys = 0;
+    for mut shard in shards.iter() {
+        let slots: Vec<(u32, Word)> = shard.table.iter().map(|(tag, slot)| (tag, slot.word())).collect();
+        for (tag, word) in slots {
+            let at = shard.find_word(tag, word).expect("nobody else has the table yet");
+            let record = journal.record(&map, word.lsn())?;
+            let deadline_ms = match word.phase() {
+                // Over with the process that held it, or already over.
+                Phase::Reserved | Phase::Released => 0,
+                Phase::Completed => record.deadline_ms(),
+                Phase::Vacant | Phase::Completing | Phase::Interrupted => u64::MAX,
+            };
+            let state = State { phase: word.phase(), fence: record.fence(), deadline_ms };
+            let (to, deadline_ms) = match state::step(state, Event::Elapse(now_ms)) {
+                Transition::To(Phase::Vacant) => {
+                    report.expired += u64::from(word.phase() == Phase::Completed);
+                    shard.remove(at);
+                    continue;
+                }
+                Transition::To(phase) => (word.with(phase), u64::MAX),
+                Transition::Stay
+                | Transition::Replay
+                | Transition::InFlight
+                | Transition::Mismatch
+                | Transition::Fenced => (word, deadline_ms),
+            };
+            match to.phase() {
+                Phase::Completed => report.completed += 1,
+                Phase::Interrupted => report.interrupted += 1,
+                Phase::Vacant | Phase::Reserved | Phase::Completing | Phase::Released => {}
+            }
+            shard.advance(at, tag, to, deadline_ms);
+            journal.segment(&map, word.lsn())?.revive();
+            keys += 1;
+        }
+    }
+    Ok(keys)
+}
+
+/// Reads all published records back from storage; nobody removes or overwrites any meanwhile.
+pub(crate) fn verify(journal: &Journal) -> Result<u64> {
+    let mut records = 0;
+    let mut bytes = Vec::new();
+    for segment in journal.segments().iter() {
+        let path = journal.storage().path(&segment_name(segment.number()));
+        let published = segment.published();
+        bytes.resize(published as usize, 0);
+        segment.blob().read_at(0, &mut bytes).map_err(|source| Error::io("read a segment", &path, source))?;
+        if SegmentHeader::decode(&bytes).is_err() || head_is_dirty(&bytes, segment.binding()) {
+            return Err(Error::corrupt(&path, 0, "the segment's header is damaged"));
+        }
+        let scan = scan(&bytes, segment.binding(), segment.base());
+        if let Some(gap) = scan.gaps.first() {
+            let message = format!("{} bytes are no record", gap.end - gap.start);
+            return Err(Error::corrupt(&path, gap.start, message));
+        }
+        let seal_len = if scan.is_sealed { HEADER as u64 } else { 0 };
+        if scan.end + seal_len != published {
+            let message = format!("records end here and not at offset {published}");
+            return Err(Error::corrupt(&path, scan.end, message));
+        }
+        records += scan.records;
+    }
+    Ok(records)
+}

@@ -1,0 +1,424 @@
+//! The right to run an operation, as a guard.
+
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::journal::codec::{self, Kind, Meta};
+use crate::journal::{SegmentMap, Stream};
+use crate::key::Retention;
+use crate::record::Record;
+use crate::shard::Shard;
+use crate::state::{self, Event, Phase, Transition};
+use crate::store::{Engine, Terms, check_retention, lease_ms};
+use crate::table::{Match, Probe, Word, tag_of};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The right to run one operation; its key is in flight to everybody else.
+///
+/// It ends with [`complete`](Reservation::complete), [`fail`](Reservation::fail) or
+/// [`release`](Reservation::release). Dropped without any of them (a panic, a cancelled future, a forgotten branch) it
+/// leaves the key *interrupted*: the next caller is told that the operation may have happened. The same follows when its
+/// lease runs out; the owner may still complete as long as nobody took the key over.
+#[must_use = "a reservation that is dropped leaves its key interrupted"]
+pub struct Reservation {
+    engine: Arc<Engine>,
+    hash: u64,
+    /// LSN of the record that the slot points to: the reservation, a recovery point, or where either was moved.
+    lsn: u64,
+    fence: u64,
+    attempt: u32,
+    points: u32,
+    terms: Terms,
+    last_point: Option<Box<[u8]>>,
+    is_over: bool,
+}
+
+/// A verdict that could not be written; the reservation is given back with it.
+///
+/// `?` turns it into its [`Error`], which drops the reservation and so leaves the key interrupted.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Unwritten {
+    /// Why.
+    #[source]
+    pub error: Error,
+    /// Still the owner of its key, unless the error is of kind `Fenced`, `Closed` or `Forked`.
+    pub reservation: Reservation,
+}
+
+impl From<Box<Unwritten>> for Error {
+    fn from(unwritten: Box<Unwritten>) -> Error {
+        unwritten.error
+    }
+}
+
+/// What the owner has to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Complete,
+    Fail,
+    Release,
+    Point,
+}
+
+impl Reservation {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        hash: u64,
+        fence: u64,
+        attempt: u32,
+        terms: Terms,
+        last_point: Option<Box<[u8]>>,
+    ) -> Self {
+        Reservation { engine, hash, lsn: fence, fence, attempt, points: 0, terms, last_point, is_over: false }
+    }
+
+    /// Number of this reservation: greater than that of every earlier one of the store, across restarts.
+    ///
+    /// Hand it to systems downstream that can refuse writes with an older number.
+    pub fn fence(&self) -> u64 {
+        self.fence
+    }
+
+    /// How often the operation was begun, this time included; greater than 1 only after an interruption.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The newest recovery point, of this owner or of the one that vanished.
+    pub fn last_recovery_point(&self) -> Option<&[u8]> {
+        self.last_point.as_deref()
+    }
+
+    /// How long the answer will be kept, for this operation only.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` if it is shorter than 1 ms.
+    pub fn set_retention(&mut self, retention: Retention) -> Result<()> {
+        check_retention(retention)?;
+        self.terms.retention = retention;
+        Ok(())
+    }
+
+    /// Stores the answer, for all who ask again.
+    ///
+    /// # Errors
+    ///
+    /// `RecordTooLarge`, `StorageFull`, `Full`: the reservation comes back with the error and is still good.
+    /// `Fenced`: the key was taken over or erased, and the answer was not stored. `Poisoned`: it is unknown whether the
+    /// answer will be there after a restart. `Closed`, `Forked`.
+    pub fn complete(self, answer: impl AsRef<[u8]>) -> Result<Record, Box<Unwritten>> {
+        self.answer(Verdict::Complete, answer.as_ref())
+    }
+
+    /// Stores a definitive failure, which is replayed like an answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`complete`](Reservation::complete).
+    pub fn fail(self, answer: impl AsRef<[u8]>) -> Result<Record, Box<Unwritten>> {
+        self.answer(Verdict::Fail, answer.as_ref())
+    }
+
+    /// Gives the key back: the operation did not happen, and may be tried again, also with another payload.
+    ///
+    /// # Errors
+    ///
+    /// As [`complete`](Reservation::complete).
+    pub fn release(mut self) -> Result<(), Box<Unwritten>> {
+        match self.write(Verdict::Release, b"") {
+            Ok(_) => {
+                self.finish();
+                Ok(())
+            }
+            Err(error) => Err(Box::new(Unwritten { error, reservation: self })),
+        }
+    }
+
+    /// Starts the lease anew, with the length that the reservation was made with.
+    ///
+    /// # Errors
+    ///
+    /// `Fenced` if the key was taken over or erased; `Closed`, `Forked`.
+    pub fn renew(&mut self) -> Result<()> {
+        self.renew_lease(self.terms.lease_ms)
+    }
+
+    /// Starts the lease anew, with another length: 1 ms to [`MAX_LEASE`](crate::MAX_LEASE).
+    ///
+    /// # Errors
+    ///
+    /// As [`renew`](Reservation::renew), and `InvalidArgument` for a length out of range.
+    pub fn renew_for(&mut self, lease: Duration) -> Result<()> {
+        self.renew_lease(lease_ms(lease)?)
+    }
+
+    fn renew_lease(&mut self, lease_ms: u64) -> Result<()> {
+        self.engine.admit()?;
+        let tag = tag_of(self.hash);
+        let engine = Arc::clone(&self.engine);
+        let mut shard = engine.shards.of(self.hash);
+        let map = engine.journal.segments();
+        let at = self.own_slot(&shard, &map, Event::Renew(self.fence));
+        let Some(at) = at else {
+            shard.counts.fenced += 1;
+            return Err(Error::fenced(self.fence));
+        };
+        let word = shard.table.slot(at).word().with(Phase::Reserved);
+        shard.advance(at, tag, word, engine.clock.now_ms().saturating_add(lease_ms));
+        Ok(())
+    }
+
+    /// Notes how far the operation got, for the owner that comes after a crash.
+    ///
+    /// Durable like the reservation itself when it returns; the lease starts anew. Each point replaces the one before.
+    ///
+    /// # Errors
+    ///
+    /// As [`complete`](Reservation::complete); the reservation stays good unless it is `Fenced`.
+    pub fn recovery_point(&mut self, point: impl AsRef<[u8]>) -> Result<()> {
+        let point = point.as_ref();
+        self.write(Verdict::Point, point)?;
+        self.points += 1;
+        self.last_point = Some(point.into());
+        Ok(())
+    }
+
+    fn answer(mut self, verdict: Verdict, answer: &[u8]) -> Result<Record, Box<Unwritten>> {
+        match self.write(verdict, answer) {
+            Ok(record) => {
+                self.finish();
+                Ok(record.expect("a stored answer has a record"))
+            }
+            Err(error) => Err(Box::new(Unwritten { error, reservation: self })),
+        }
+    }
+
+    /// Nothing is left to do when the guard is dropped.
+    fn finish(&mut self) {
+        self.is_over = true;
+        self.stop_renewal();
+    }
+
+    fn stop_renewal(&self) {
+        if self.terms.auto_renew {
+            self.engine.auto_renewed.remove(&self.fence);
+        }
+    }
+
+    /// The key's slot, if this is its owner and may do what the event says.
+    fn own_slot(&mut self, shard: &Shard, map: &SegmentMap, event: Event) -> Option<usize> {
+        let journal = &self.engine.journal;
+        let tag = tag_of(self.hash);
+        let by_lsn =
+            |lsn| shard.table.find(tag, |slot| if slot.word().lsn() == lsn { Match::Same } else { Match::Other });
+        let at = match by_lsn(self.lsn) {
+            Probe::Found(at) => at,
+            // Upkeep may have moved the record; its fence went with it.
+            Probe::Absent | Probe::Unsettled(_) => match shard.find_fence(tag, self.fence, journal, map) {
+                Some(at) => at,
+                None => return None,
+            },
+        };
+        let slot = shard.table.slot(at);
+        let fence = journal.record(map, slot.word().lsn()).ok()?.fence();
+        let answer = state::step(shard.state(slot, fence, u64::MAX), event);
+        if answer == Transition::Fenced {
+            return None;
+        }
+        self.lsn = slot.word().lsn();
+        Some(at)
+    }
+
+    /// Writes what the owner says: journal first, and then the table.
+    fn write(&mut self, verdict: Verdict, payload: &[u8]) -> Result<Option<Record>> {
+        let engine = Arc::clone(&self.engine);
+        engine.admit()?;
+        if payload.len() > engine.limits.max_record_len {
+            return Err(Error::new(
+                ErrorKind::RecordTooLarge,
+                format!("{} bytes are more than max_record_len = {}", payload.len(), engine.limits.max_record_len),
+            ));
+        }
+        let (map, claim, meta, word) = loop {
+            engine.journal.poison.check()?;
+            let now_ms = engine.clock.now_ms();
+            let (stream, kept_until_ms) = self.destination(verdict, now_ms);
+            let mut shard = engine.shards.of(self.hash);
+            let map = engine.journal.segments();
+            let Some(at) = self.own_slot(&shard, &map, Event::Begin(self.fence)) else {
+                shard.counts.fenced += 1;
+                return Err(Error::fenced(self.fence));
+            };
+            let slot = shard.table.slot(at);
+            let word = slot.word();
+            let record = engine.journal.record(&map, word.lsn())?;
+            let payload_len = if verdict == Verdict::Release { 0 } else { payload.len() };
+            let len = codec::record_len(record.stored_key().len(), payload_len)
+                .ok_or_else(|| Error::new(ErrorKind::RecordTooLarge, "the record is longer than the format allows"))?;
+            if let Some(claim) = engine.journal.claim(stream, len) {
+                let moved = slot.advance(word, word.with(Phase::Completing));
+                debug_assert!(moved, "slots change only under their shard's lock");
+                let meta = Meta {
+                    kind: verdict.kind(),
+                    fence: self.fence,
+                    written_ms: now_ms,
+                    deadline_ms: kept_until_ms,
+                    attempt: self.attempt,
+                    sequence: self.points + u32::from(verdict == Verdict::Point),
+                    fingerprint: record.fingerprint(),
+                };
+                break (map, claim, meta, word);
+            }
+            drop(shard);
+            drop(map);
+            engine.journal.turn(stream)?;
+        };
+        // The slot is `completing`: its record is neither moved nor, until this claim is published, overwritten.
+        let key = engine.journal.record(&map, word.lsn())?.stored_key();
+        let written = Word::new(verdict.settled_phase(), claim.lsn());
+        let is_live = verdict != Verdict::Release;
+        if is_live {
+            claim.segment().add_live();
+        }
+        let (pin, offset) = (claim.segment().pin(claim.lsn()), claim.lsn() - claim.segment().base());
+        let answer = claim.write(&meta, &[key], payload, self.terms.sync);
+        self.settle(verdict, &meta, word, written, &answer)?;
+        answer?;
+        if matches!(verdict, Verdict::Point | Verdict::Release) {
+            return Ok(None);
+        }
+        let map = engine.journal.segments();
+        let record = engine.journal.record(&map, written.lsn())?;
+        Ok(Some(Record::new(pin, offset, &record)))
+    }
+
+    /// Lets the table follow the journal: to the new record, or back if it could not be written.
+    fn settle(&mut self, verdict: Verdict, meta: &Meta, word: Word, written: Word, answer: &Result<()>) -> Result<()> {
+        let engine = &self.engine;
+        let tag = tag_of(self.hash);
+        let is_live = verdict != Verdict::Release;
+        let mut shard = engine.shards.of(self.hash);
+        let Some(at) = shard.find_word(tag, word.with(Phase::Completing)) else {
+            // Erased meanwhile: the record is there, and dead.
+            if is_live {
+                engine.sub_live(written.lsn());
+            }
+            shard.counts.fenced += 1;
+            return Err(Error::fenced(self.fence));
+        };
+        let event = match answer {
+            Ok(()) => verdict.event(self.fence),
+            Err(_) => Event::Resume(self.fence),
+        };
+        let state = shard.state(shard.table.slot(at), self.fence, u64::MAX);
+        let Transition::To(phase) = state::step(state, event) else {
+            unreachable!("a verdict that was begun ends in {state:?}")
+        };
+        if answer.is_err() {
+            if is_live {
+                engine.sub_live(written.lsn());
+            }
+            let deadline_ms = engine.clock.now_ms().saturating_add(self.terms.lease_ms);
+            shard.advance(at, tag, word.with(phase), deadline_ms);
+            return Ok(());
+        }
+        match verdict {
+            Verdict::Complete | Verdict::Fail => {
+                shard.advance(at, tag, written, meta.deadline_ms);
+                engine.sub_live(word.lsn());
+                if verdict == Verdict::Complete {
+                    shard.counts.completed += 1;
+                } else {
+                    shard.counts.failed += 1;
+                }
+                shard.wake(self.fence);
+            }
+            Verdict::Release => {
+                engine.remove_slot(&mut shard, at);
+                shard.counts.released += 1;
+                shard.wake(self.fence);
+            }
+            Verdict::Point => {
+                let deadline_ms = engine.clock.now_ms().saturating_add(self.terms.lease_ms);
+                shard.advance(at, tag, written, deadline_ms);
+                engine.sub_live(word.lsn());
+                self.lsn = written.lsn();
+            }
+        }
+        Ok(())
+    }
+
+    /// Which stream the verdict's record goes to, and until when it holds.
+    fn destination(&self, verdict: Verdict, now_ms: u64) -> (Stream, u64) {
+        match verdict {
+            Verdict::Release | Verdict::Point => (Stream::RESERVATIONS, u64::MAX),
+            Verdict::Complete | Verdict::Fail => match self.terms.retention {
+                Retention::Forever => (Stream::of_answers(u64::MAX), u64::MAX),
+                Retention::For(time) => {
+                    let until_ms = clock::saturating_add(now_ms, time);
+                    (Stream::of_answers(until_ms - now_ms), until_ms)
+                }
+            },
+        }
+    }
+}
+
+impl Verdict {
+    fn kind(self) -> Kind {
+        match self {
+            Verdict::Complete => Kind::Completed,
+            Verdict::Fail => Kind::Failed,
+            Verdict::Release => Kind::Released,
+            Verdict::Point => Kind::Point,
+        }
+    }
+
+    fn settled_phase(self) -> Phase {
+        match self {
+            Verdict::Complete | Verdict::Fail => Phase::Completed,
+            Verdict::Release => Phase::Released,
+            Verdict::Point => Phase::Reserved,
+        }
+    }
+
+    fn event(self, fence: u64) -> Event {
+        match self {
+            Verdict::Complete | Verdict::Fail => Event::Complete(fence),
+            Verdict::Release => Event::Release(fence),
+            Verdict::Point => Event::Resume(fence),
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.stop_renewal();
+        if self.is_over {
+            return;
+        }
+        let engine = Arc::clone(&self.engine);
+        let tag = tag_of(self.hash);
+        let mut shard = engine.shards.of(self.hash);
+        let map = engine.journal.segments();
+        if let Some(at) = self.own_slot(&shard, &map, Event::Abandon(self.fence)) {
+            let word = shard.table.slot(at).word();
+            if word.phase() == Phase::Reserved {
+                shard.counts.interrupted += 1;
+            }
+            shard.advance(at, tag, word.with(Phase::Interrupted), u64::MAX);
+            shard.wake(self.fence);
+        }
+    }
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation")
+            .field("fence", &self.fence)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,176 @@
+//! What one shard lock protects: a table, its wheel, and the callers who wait for a key's owner.
+
+use crate::error::Result;
+use crate::journal::{Journal, SegmentMap};
+use crate::key::Key;
+use crate::state::{Phase, State};
+use crate::table::{Match, Probe, Slot, Table, Word};
+use crate::wheel::{TimerId, Wheel};
+use event_listener::Event;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Counts of what a shard was asked and what it did, since the store was opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) reserved: u64,
+    pub(crate) taken_over: u64,
+    pub(crate) replayed: u64,
+    pub(crate) in_flight: u64,
+    pub(crate) mismatched: u64,
+    pub(crate) completed: u64,
+    pub(crate) failed: u64,
+    pub(crate) released: u64,
+    pub(crate) interrupted: u64,
+    pub(crate) expired: u64,
+    pub(crate) erased: u64,
+    pub(crate) fenced: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub(crate) table: Table,
+    pub(crate) wheel: Wheel,
+    pub(crate) counts: Counts,
+    /// By fence.
+    parked: HashMap<u64, Arc<Event>>,
+}
+
+impl Shard {
+    pub(crate) fn new(now_ms: u64) -> Self {
+        Shard { table: Table::default(), wheel: Wheel::new(now_ms), counts: Counts::default(), parked: HashMap::new() }
+    }
+
+    /// The state of a slot whose record has this fence and deadline.
+    pub(crate) fn state(&self, slot: &Slot, fence: u64, kept_until_ms: u64) -> State {
+        let phase = slot.word().phase();
+        let deadline_ms = match phase {
+            Phase::Reserved if slot.timer != TimerId::NONE.raw() => {
+                self.wheel.deadline_ms(TimerId::from_raw(slot.timer))
+            }
+            Phase::Completed => kept_until_ms,
+            Phase::Reserved | Phase::Vacant | Phase::Completing | Phase::Interrupted | Phase::Released => u64::MAX,
+        };
+        State { phase, fence, deadline_ms }
+    }
+
+    /// Adds a key's slot with its timer.
+    #[inline]
+    pub(crate) fn insert(&mut self, tag: u32, word: Word, deadline_ms: u64) {
+        let timer = if deadline_ms == u64::MAX { TimerId::NONE } else { self.wheel.insert(deadline_ms, tag) };
+        self.table.insert(tag, word, timer.raw());
+    }
+
+    /// Moves a slot's state on, and its timer with it.
+    #[inline]
+    pub(crate) fn advance(&mut self, at: usize, tag: u32, to: Word, deadline_ms: u64) {
+        let slot = self.table.slot_mut(at);
+        let moved = slot.advance(slot.word(), to);
+        debug_assert!(moved, "slots change only under their shard's lock");
+        let timer = TimerId::from_raw(slot.timer);
+        if deadline_ms == u64::MAX {
+            slot.timer = TimerId::NONE.raw();
+            if timer != TimerId::NONE {
+                self.wheel.remove(timer);
+            }
+        } else if timer == TimerId::NONE {
+            slot.timer = self.wheel.insert(deadline_ms, tag).raw();
+        } else {
+            self.wheel.reschedule(timer, deadline_ms);
+        }
+    }
+
+    /// Takes a slot out, with its timer.
+    pub(crate) fn remove(&mut self, at: usize) {
+        let timer = TimerId::from_raw(self.table.slot(at).timer);
+        if timer != TimerId::NONE {
+            self.wheel.remove(timer);
+        }
+        self.table.remove(at);
+    }
+
+    /// Looks a key up by its real bytes.
+    #[inline]
+    pub(crate) fn find_key(&self, journal: &Journal, map: &SegmentMap, tag: u32, key: &Key<'_>) -> Result<Probe> {
+        let mut failure = None;
+        let probe = self.table.find(tag, |slot| {
+            let word = slot.word();
+            // Only a reservation is in the table before its record is in the journal.
+            if word.phase() == Phase::Reserved && !journal.is_published(map, word.lsn()) {
+                return Match::Unsettled;
+            }
+            match journal.record(map, word.lsn()) {
+                Ok(record) if key.matches(record.stored_key()) => Match::Same,
+                Ok(_) => Match::Other,
+                Err(error) => {
+                    failure = Some(error);
+                    Match::Other
+                }
+            }
+        });
+        match failure {
+            Some(error) if probe == Probe::Absent => Err(error),
+            Some(_) | None => Ok(probe),
+        }
+    }
+
+    /// The slot that holds exactly this word.
+    #[inline]
+    pub(crate) fn find_word(&self, tag: u32, word: Word) -> Option<usize> {
+        let is = |slot: &Slot| if slot.word() == word { Match::Same } else { Match::Other };
+        match self.table.find(tag, is) {
+            Probe::Found(at) => Some(at),
+            Probe::Absent | Probe::Unsettled(_) => None,
+        }
+    }
+
+    /// The slot that this timer belongs to.
+    pub(crate) fn find_timer(&self, tag: u32, timer: TimerId) -> Option<usize> {
+        let is = |slot: &Slot| if slot.timer == timer.raw() { Match::Same } else { Match::Other };
+        match self.table.find(tag, is) {
+            Probe::Found(at) => Some(at),
+            Probe::Absent | Probe::Unsettled(_) => None,
+        }
+    }
+
+    /// The slot whose record was written under this fence.
+    pub(crate) fn find_fence(&self, tag: u32, fence: u64, journal: &Journal, map: &SegmentMap) -> Option<usize> {
+        let probe = self.table.find(tag, |slot| {
+            let lsn = slot.word().lsn();
+            // A record that isn't readable yet belongs to a newer reservation.
+            if !journal.is_published(map, lsn) {
+                return Match::Other;
+            }
+            match journal.record(map, lsn) {
+                Ok(record) if record.fence() == fence => Match::Same,
+                Ok(_) | Err(_) => Match::Other,
+            }
+        });
+        match probe {
+            Probe::Found(at) => Some(at),
+            Probe::Absent | Probe::Unsettled(_) => None,
+        }
+    }
+
+    /// The event that tells when this reservation ends.
+    pub(crate) fn park(&mut self, fence: u64) -> Arc<Event> {
+        Arc::clone(self.parked.entry(fence).or_default())
+    }
+
+    /// Wakes all who wait for this reservation.
+    #[inline]
+    pub(crate) fn wake(&mut self, fence: u64) {
+        if !self.parked.is_empty()
+            && let Some(event) = self.parked.remove(&fence)
+        {
+            event.notify(usize::MAX);
+        }
+    }
+
+    /// Wakes everybody, at close.
+    pub(crate) fn wake_all(&mut self) {
+        for (_, event) in self.parked.drain() {
+            event.notify(usize::MAX);
+        }
+    }
+}

@@ -1,0 +1,757 @@
+//! The store: the only place that sequences table, wheel and journal.
+//!
+//! A reservation goes table first: its slot is inserted, with the LSN that its record will have, under the shard lock;
+//! then the lock is released and the record is written and, if asked for, synced. A caller who meets a slot whose record
+//! is not readable yet lets the lock go and waits for it. A verdict goes journal first: the slot is `completing` while
+//! the record is written and synced, and only then becomes visible.
+//!
+//! Lock order: `space`, then one shard, then nothing. No shard lock is held across I/O, a sync, the making of a
+//! segment, or code of the user.
+
+use crate::builder::{Builder, Limits};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fingerprint::Fingerprint;
+use crate::journal::codec::{self, Kind, Meta, RecordRef};
+use crate::journal::mmap::ForkMark;
+use crate::journal::{Claim, Journal, SegmentMap, Stream};
+use crate::key::{Durability, Key, Request, Retention};
+use crate::maintain::{Maintained, Workers};
+use crate::pending::Pending;
+use crate::record::Record;
+use crate::recovery::RecoveryReport;
+use crate::reservation::Reservation;
+use crate::shard::{Counts, Shard};
+use crate::state::{self, Event, Phase, Transition};
+use crate::stats::Stats;
+use crate::table::{Probe, Shards, Slot, Word, tag_of};
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// The longest lease that can be asked for, 14 days; renew it for longer work.
+pub const MAX_LEASE: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// Remembers which operations were done, and what came of them.
+///
+/// Clones share one store. Reservations and records may outlive all of them.
+///
+/// ```
+/// use oncekey::{Outcome, Request, Store};
+///
+/// # fn main() -> oncekey::Result<()> {
+/// let store = Store::in_memory()?;
+/// let request = Request::new("order-42").scope("acme").fingerprint_of(b"100 EUR");
+/// match store.reserve(&request)? {
+///     Outcome::Reserved(reservation) => {
+///         // charge the card, then:
+///         reservation.complete(b"charged")?;
+///     }
+///     other => panic!("{other:?}"),
+/// }
+/// match store.reserve(&request)? {
+///     Outcome::Replay(record) => assert_eq!(record.bytes(), b"charged"),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Store(Arc<Handle>);
+
+/// What all clones of a store share. Its threads end with the last of them.
+struct Handle {
+    engine: Arc<Engine>,
+    workers: Workers,
+}
+
+/// What a request for a key is answered with.
+#[must_use = "a reservation that is dropped leaves its key interrupted"]
+#[derive(Debug)]
+pub enum Outcome {
+    /// The key is the caller's: run the operation, then complete, fail or release.
+    Reserved(Reservation),
+    /// The key is the caller's, but an earlier owner vanished: find out first whether its side effect happened.
+    Interrupted(Reservation),
+    /// The operation was done; this is its answer.
+    Replay(Record),
+    /// Somebody else runs the operation.
+    InFlight(Pending),
+    /// The key was used for another payload.
+    Mismatch(Mismatch),
+}
+
+/// A key that was used with another fingerprint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Mismatch {
+    /// The fingerprint that the key stands for.
+    pub stored: Fingerprint,
+    /// The fingerprint that was asked with.
+    pub asked: Fingerprint,
+}
+
+/// What an erasure found and overwrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Erasure {
+    /// Keys that were taken out of the table.
+    pub keys: u64,
+    /// Records whose bytes were overwritten, older versions included.
+    pub records: u64,
+}
+
+impl Store {
+    /// Opens the store in a directory, made if need be, with all settings at their defaults.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::open`].
+    pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
+        Builder::new().open(dir)
+    }
+
+    /// A store that lives in memory only, with all settings at their defaults.
+    ///
+    /// # Errors
+    ///
+    /// If memory can't be mapped or a thread can't be started.
+    pub fn in_memory() -> Result<Store> {
+        Builder::new().in_memory()
+    }
+
+    /// Settings to open a store with.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    pub(crate) fn start(engine: Engine, background: bool) -> Result<Store> {
+        let engine = Arc::new(engine);
+        let workers = Workers::start(&engine, background)?;
+        Ok(Store(Arc::new(Handle { engine, workers })))
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.0.engine
+    }
+
+    /// Decides whether the operation was done, is being done, or is the caller's to do.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey` and `InvalidArgument` for a request outside the limits; `Full` and `StorageFull` when there is no
+    /// room for another key; `Poisoned`, `Closed`, `Forked`. Then nothing was reserved. After `Poisoned` the key may
+    /// come back as interrupted once the store is reopened.
+    pub fn reserve(&self, request: &Request<'_>) -> Result<Outcome> {
+        self.engine().reserve(request)
+    }
+
+    /// The stored answer of a key, whatever its fingerprint; `None` if there is none (yet, or any more).
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey`, `Closed`, `Forked`, and `Corrupt` if another program changed the files.
+    pub fn get(&self, request: &Request<'_>) -> Result<Option<Record>> {
+        self.engine().answer_of(request)
+    }
+
+    /// Forgets a key whatever its state, and overwrites its bytes wherever the journal holds them.
+    ///
+    /// Returns when the overwriting is synced. A running owner of the key gets `Fenced`. The whole journal is read, so
+    /// this takes time in proportion to it; erase many keys of one tenant by [`erase_scope`](Store::erase_scope).
+    ///
+    /// # Errors
+    ///
+    /// `Busy` if a [`Record`] of the key (or of a few unrelated ones that share its handle count) was held for ten
+    /// seconds: the key is gone, but call again to overwrite the rest. I/O errors, `Poisoned`, `Closed`, `Forked`.
+    pub fn erase(&self, request: &Request<'_>) -> Result<Erasure> {
+        self.engine().erase_key(request)
+    }
+
+    /// As [`erase`](Store::erase), for all keys of a scope.
+    ///
+    /// Reservations of that scope made after the call began are left alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`erase`](Store::erase).
+    pub fn erase_scope<S: AsRef<[u8]> + ?Sized>(&self, scope: &S) -> Result<Erasure> {
+        self.engine().erase_scope(scope.as_ref())
+    }
+
+    /// Makes everything acknowledged so far survive a power cut.
+    ///
+    /// # Errors
+    ///
+    /// `Poisoned` if a write or sync failed, now or before; `Closed`, `Forked`.
+    pub fn sync(&self) -> Result<()> {
+        self.engine().admit()?;
+        self.engine().journal.sync_all()
+    }
+
+    /// Does up to `budget` steps of upkeep: expiry, sealing, removal and relocation of segments, a spare ahead.
+    ///
+    /// Stores with background threads do this by themselves. One step handles about one record.
+    ///
+    /// # Errors
+    ///
+    /// What the step at hand failed with: a full disk, `Poisoned`. Nothing is lost by it; the next call goes on.
+    pub fn maintain(&self, budget: usize) -> Result<Maintained> {
+        self.engine().admit()?;
+        self.engine().maintain(budget)
+    }
+
+    /// Reads every record back from storage and compares the table with it.
+    ///
+    /// Returns the number of records read.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` with file and offset of the first damage found; I/O errors.
+    pub fn verify(&self) -> Result<u64> {
+        self.engine().admit()?;
+        self.engine().verify()
+    }
+
+    /// Counts and sizes as of now.
+    pub fn stats(&self) -> Stats {
+        self.engine().stats()
+    }
+
+    /// What recovery found when the store was opened.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.engine().report
+    }
+
+    /// Syncs and seals the journal, and lets the next opener in once all records and reservations are dropped.
+    ///
+    /// Every later call on a clone, and on reservations that are still out, gets `Closed`; keys of such reservations
+    /// come back as interrupted.
+    ///
+    /// # Errors
+    ///
+    /// If the last sync fails: then what was acknowledged as `Buffered` may not survive a power cut.
+    pub fn close(self) -> Result<()> {
+        let engine = self.engine();
+        engine.admit()?;
+        self.0.workers.stop();
+        engine.close()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.workers.stop();
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// The store without its threads.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) limits: Limits,
+    pub(crate) clock: StoreClock,
+    pub(crate) hasher: KeyHasher,
+    pub(crate) shards: Shards<Shard>,
+    pub(crate) journal: Journal,
+    /// Taken by who removes, relocates or overwrites records.
+    pub(crate) space: Mutex<()>,
+    /// Fences whose lease doesn't run out while their guard lives, with the lease's length in ms.
+    pub(crate) auto_renewed: DashMap<u64, u64>,
+    /// Keys in all shards, counted only where there is a limit.
+    pub(crate) keys: AtomicU64,
+    pub(crate) report: RecoveryReport,
+    pub(crate) closed: AtomicBool,
+    pub(crate) fork: ForkMark,
+    pub(crate) upkeep: crate::maintain::Upkeep,
+}
+
+/// The caller's clock, moved forward if the journal knows of a later time.
+#[derive(Clone)]
+pub(crate) struct StoreClock {
+    clock: Arc<dyn Clock>,
+    ahead_ms: u64,
+}
+
+impl StoreClock {
+    pub(crate) fn not_before(clock: Arc<dyn Clock>, newest_ms: u64) -> Self {
+        let ahead_ms = newest_ms.saturating_sub(clock.now_ms());
+        StoreClock { clock, ahead_ms }
+    }
+
+    #[inline]
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.clock.now_ms().saturating_add(self.ahead_ms).min(u64::MAX - 1)
+    }
+}
+
+impl fmt::Debug for StoreClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreClock").field("ahead_ms", &self.ahead_ms).finish_non_exhaustive()
+    }
+}
+
+/// Keyed hash of keys: random keys each process, so that nobody can choose keys that collide.
+#[derive(Debug)]
+pub(crate) struct KeyHasher {
+    pub(crate) keys: ahash::RandomState,
+    /// Replaces every hash, so that tests can make keys collide.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fixed: Option<u64>,
+}
+
+impl KeyHasher {
+    pub(crate) fn new() -> Self {
+        KeyHasher {
+            keys: ahash::RandomState::new(),
+            #[cfg(any(test, feature = "testing"))]
+            fixed: None,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn hash(&self, key: &Key<'_>) -> u64 {
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(fixed) = self.fixed {
+            return fixed;
+        }
+        let mut hasher = self.keys.build_hasher();
+        key.hash_into(&mut hasher);
+        hasher.finish()
+    }
+}
+
+/// A request's settings, checked and with the store's defaults filled in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) lease_ms: u64,
+    pub(crate) retention: Retention,
+    pub(crate) sync: bool,
+    pub(crate) auto_renew: bool,
+}
+
+/// What stands in the way of a reservation.
+enum Obstacle {
+    /// The reservations stream needs another segment.
+    Turn,
+    /// The record at this LSN has to be readable first.
+    Unsettled(u64),
+}
+
+/// What a look at the table led to.
+enum Decision<'e> {
+    Answer(Outcome),
+    Retry(Obstacle),
+    Claimed { claim: Claim<'e>, now_ms: u64, attempt: u32, over: Option<Interrupted> },
+}
+
+/// The state that a reservation takes over.
+struct Interrupted {
+    word: Word,
+    point: Option<Record>,
+}
+
+impl Engine {
+    /// Whether the store may be used at all.
+    #[inline]
+    pub(crate) fn admit(&self) -> Result<()> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Error::closed());
+        }
+        if !self.fork.is_ours() {
+            return Err(Error::new(
+                ErrorKind::Forked,
+                "the store was opened before a fork; a child process has to open its own after the parent closed it",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_key(&self, key: &Key<'_>) -> Result<()> {
+        if key.key.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidKey, "the key is empty"));
+        }
+        if key.len() > self.limits.max_key_len {
+            return Err(Error::new(
+                ErrorKind::InvalidKey,
+                format!(
+                    "scope, operation and key are {} bytes long together; max_key_len is {}",
+                    key.len(),
+                    self.limits.max_key_len
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn terms(&self, request: &Request<'_>) -> Result<Terms> {
+        self.check_key(&request.key)?;
+        let lease_ms = match request.lease {
+            Some(lease) => lease_ms(lease)?,
+            None => self.limits.lease_ms,
+        };
+        let retention = request.retention.unwrap_or(self.limits.retention);
+        check_retention(retention)?;
+        let durability = request.durability.unwrap_or(self.limits.durability);
+        Ok(Terms { lease_ms, retention, sync: durability == Durability::Synced, auto_renew: request.auto_renew })
+    }
+
+    pub(crate) fn reserve(self: &Arc<Self>, request: &Request<'_>) -> Result<Outcome> {
+        self.admit()?;
+        let terms = self.terms(request)?;
+        let hash = self.hasher.hash(&request.key);
+        loop {
+            match self.decide(request, &terms, hash)? {
+                Decision::Answer(outcome) => return Ok(outcome),
+                Decision::Retry(Obstacle::Turn) => self.journal.turn(Stream::RESERVATIONS)?,
+                Decision::Retry(Obstacle::Unsettled(lsn)) => self.journal.wait_published(lsn),
+                Decision::Claimed { claim, now_ms, attempt, over } => {
+                    return self.write_reservation(request, &terms, hash, claim, now_ms, attempt, over);
+                }
+            }
+        }
+    }
+
+    /// Finds the key's state, and claims the key if it is free; all under one lock, without I/O.
+    #[inline]
+    fn decide<'e>(self: &'e Arc<Self>, request: &Request<'_>, terms: &Terms, hash: u64) -> Result<Decision<'e>> {
+        let now_ms = self.clock.now_ms();
+        let tag = tag_of(hash);
+        let mut shard = self.shards.of(hash);
+        let map = self.journal.segments();
+        let probe = shard.find_key(&self.journal, &map, tag, &request.key)?;
+        let at = match probe {
+            Probe::Unsettled(word) => return Ok(Decision::Retry(Obstacle::Unsettled(word.lsn()))),
+            Probe::Absent => return self.claim_vacant(&mut shard, terms, request, tag, now_ms),
+            Probe::Found(at) => at,
+        };
+        let Some(at) = self.settle(&mut shard, &map, at, tag, now_ms)? else {
+            return self.claim_vacant(&mut shard, terms, request, tag, now_ms);
+        };
+        let slot = shard.table.slot(at);
+        let word = slot.word();
+        let record = self.journal.record(&map, word.lsn())?;
+        let state = shard.state(slot, record.fence(), record.deadline_ms());
+        let matches = record.fingerprint() == request.fingerprint;
+        match state::step(state, Event::Reserve { matches }) {
+            Transition::Replay => {
+                shard.counts.replayed += 1;
+                let record = self.record_of(&map, word.lsn(), &record)?;
+                Ok(Decision::Answer(Outcome::Replay(record)))
+            }
+            Transition::InFlight => {
+                shard.counts.in_flight += 1;
+                let left = Duration::from_millis(state.deadline_ms.saturating_sub(now_ms));
+                let lease_left = (state.deadline_ms != u64::MAX).then_some(left);
+                let pending = Pending::new(Arc::clone(self), hash, state.fence, lease_left);
+                Ok(Decision::Answer(Outcome::InFlight(pending)))
+            }
+            Transition::Mismatch => {
+                shard.counts.mismatched += 1;
+                let mismatch = Mismatch { stored: record.fingerprint(), asked: request.fingerprint };
+                Ok(Decision::Answer(Outcome::Mismatch(mismatch)))
+            }
+            Transition::To(Phase::Reserved) => {
+                self.journal.poison.check()?;
+                let len = reservation_len(&request.key, record.payload().len())?;
+                let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
+                    return Ok(Decision::Retry(Obstacle::Turn));
+                };
+                let point = match record.payload() {
+                    [] => None,
+                    [_, ..] => Some(self.record_of(&map, word.lsn(), &record)?),
+                };
+                let attempt = record.attempt().saturating_add(1);
+                let deadline_ms = now_ms.saturating_add(terms.lease_ms);
+                shard.advance(at, tag, Word::new(Phase::Reserved, claim.lsn()), deadline_ms);
+                shard.counts.taken_over += 1;
+                claim.segment().add_live();
+                Ok(Decision::Claimed { claim, now_ms, attempt, over: Some(Interrupted { word, point }) })
+            }
+            Transition::To(_) | Transition::Stay | Transition::Fenced => {
+                unreachable!("a request for a key in state {state:?} has no such answer")
+            }
+        }
+    }
+
+    /// Inserts the slot of a key that isn't in the table.
+    #[inline]
+    fn claim_vacant<'e>(
+        self: &'e Arc<Self>,
+        shard: &mut Shard,
+        terms: &Terms,
+        request: &Request<'_>,
+        tag: u32,
+        now_ms: u64,
+    ) -> Result<Decision<'e>> {
+        self.journal.poison.check()?;
+        self.count_key()?;
+        let len = reservation_len(&request.key, 0)?;
+        let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
+            self.uncount_keys(1);
+            return Ok(Decision::Retry(Obstacle::Turn));
+        };
+        shard.insert(tag, Word::new(Phase::Reserved, claim.lsn()), now_ms.saturating_add(terms.lease_ms));
+        shard.counts.reserved += 1;
+        claim.segment().add_live();
+        Ok(Decision::Claimed { claim, now_ms, attempt: 1, over: None })
+    }
+
+    /// Puts the record of a claimed reservation into the journal; on failure the key is as it was before.
+    #[expect(clippy::too_many_arguments, reason = "the second half of one operation, after the lock was released")]
+    fn write_reservation(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        terms: &Terms,
+        hash: u64,
+        claim: Claim<'_>,
+        now_ms: u64,
+        attempt: u32,
+        over: Option<Interrupted>,
+    ) -> Result<Outcome> {
+        let fence = claim.lsn();
+        let meta = Meta {
+            kind: Kind::Reserved,
+            fence,
+            written_ms: now_ms,
+            deadline_ms: now_ms.saturating_add(terms.lease_ms),
+            attempt,
+            sequence: 0,
+            fingerprint: request.fingerprint,
+        };
+        let key = &request.key;
+        let point = over.as_ref().and_then(|over| over.point.as_ref()).map_or(&[][..], Record::bytes);
+        if terms.auto_renew {
+            self.auto_renewed.insert(fence, terms.lease_ms);
+        }
+        let parts = [&key.prefix()[..], key.scope, key.operation, key.key];
+        if let Err(error) = claim.write(&meta, &parts, point, terms.sync) {
+            self.auto_renewed.remove(&fence);
+            self.undo_reservation(hash, fence, over.map(|over| over.word));
+            return Err(error);
+        }
+        if let Some(over) = &over {
+            self.sub_live(over.word.lsn());
+        }
+        let interrupted = over.is_some();
+        let point = over.and_then(|over| over.point).map(|point| point.bytes().into());
+        let reservation = Reservation::new(Arc::clone(self), hash, fence, attempt, *terms, point);
+        Ok(if interrupted { Outcome::Interrupted(reservation) } else { Outcome::Reserved(reservation) })
+    }
+
+    #[cold]
+    fn undo_reservation(&self, hash: u64, fence: u64, before: Option<Word>) {
+        let tag = tag_of(hash);
+        let mut shard = self.shards.of(hash);
+        let held = [Phase::Reserved, Phase::Interrupted].map(|phase| Word::new(phase, fence));
+        if let Some(at) = held.into_iter().find_map(|word| shard.find_word(tag, word)) {
+            self.sub_live(fence);
+            match before {
+                Some(word) => shard.advance(at, tag, word, u64::MAX),
+                None => self.remove_slot(&mut shard, at),
+            }
+        }
+        shard.wake(fence);
+    }
+
+    /// Applies the time to a slot: a lease or a retention may be over. `None` if the key is vacant now.
+    #[inline]
+    pub(crate) fn settle(
+        &self,
+        shard: &mut Shard,
+        map: &SegmentMap,
+        at: usize,
+        tag: u32,
+        now_ms: u64,
+    ) -> Result<Option<usize>> {
+        let slot = shard.table.slot(at);
+        let record = self.journal.record(map, slot.word().lsn())?;
+        let fence = record.fence();
+        let state = shard.state(slot, fence, record.deadline_ms());
+        match state::step(state, Event::Elapse(now_ms)) {
+            Transition::To(Phase::Interrupted) => {
+                self.lapse(shard, at, tag, fence, now_ms);
+                Ok(Some(at))
+            }
+            Transition::To(Phase::Vacant) => {
+                shard.counts.expired += 1;
+                self.remove_slot(shard, at);
+                Ok(None)
+            }
+            Transition::To(_)
+            | Transition::Stay
+            | Transition::Replay
+            | Transition::InFlight
+            | Transition::Mismatch
+            | Transition::Fenced => Ok(Some(at)),
+        }
+    }
+
+    /// Takes a slot out of the table, and its record out of its segment's count.
+    pub(crate) fn remove_slot(&self, shard: &mut Shard, at: usize) {
+        let lsn = shard.table.slot(at).word().lsn();
+        shard.remove(at);
+        self.sub_live(lsn);
+        self.uncount_keys(1);
+    }
+
+    #[inline]
+    pub(crate) fn sub_live(&self, lsn: u64) {
+        if let Some(segment) = self.journal.segments().get(self.journal.number_of(lsn)) {
+            segment.sub_live();
+        }
+    }
+
+    fn count_key(&self) -> Result<()> {
+        let Some(max_keys) = self.limits.max_keys else { return Ok(()) };
+        // Relaxed: a count, which orders nothing.
+        if self.keys.fetch_add(1, Ordering::Relaxed) >= max_keys {
+            self.uncount_keys(1);
+            return Err(Error::new(
+                ErrorKind::Full,
+                format!("max_keys = {max_keys} keys are held; wait for some to expire, or erase some"),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn uncount_keys(&self, count: u64) {
+        if self.limits.max_keys.is_some() {
+            self.keys.fetch_sub(count, Ordering::Relaxed);
+        }
+    }
+
+    /// A handle to the record at an LSN that a slot holds.
+    pub(crate) fn record_of(&self, map: &SegmentMap, lsn: u64, record: &RecordRef<'_>) -> Result<Record> {
+        let segment = self.journal.segment(map, lsn)?;
+        Ok(Record::new(segment.pin(lsn), lsn - segment.base(), record))
+    }
+
+    pub(crate) fn answer_of(&self, request: &Request<'_>) -> Result<Option<Record>> {
+        self.admit()?;
+        self.check_key(&request.key)?;
+        let hash = self.hasher.hash(&request.key);
+        let tag = tag_of(hash);
+        let now_ms = self.clock.now_ms();
+        let mut shard = self.shards.of(hash);
+        let map = self.journal.segments();
+        let Probe::Found(at) = shard.find_key(&self.journal, &map, tag, &request.key)? else { return Ok(None) };
+        let Some(at) = self.settle(&mut shard, &map, at, tag, now_ms)? else { return Ok(None) };
+        let word = shard.table.slot(at).word();
+        if word.phase() != Phase::Completed {
+            return Ok(None);
+        }
+        let record = self.journal.record(&map, word.lsn())?;
+        Ok(Some(self.record_of(&map, word.lsn(), &record)?))
+    }
+
+    fn verify(&self) -> Result<u64> {
+        // Nothing is removed, relocated or overwritten meanwhile.
+        let _space = self.space.lock();
+        let records = crate::recovery::verify(&self.journal)?;
+        for shard in self.shards.iter() {
+            let map = self.journal.segments();
+            for (_, slot) in shard.table.iter() {
+                self.verify_slot(&map, slot)?;
+            }
+        }
+        Ok(records)
+    }
+
+    fn verify_slot(&self, map: &SegmentMap, slot: &Slot) -> Result<()> {
+        let word = slot.word();
+        if word.phase() == Phase::Reserved && !self.journal.is_published(map, word.lsn()) {
+            return Ok(());
+        }
+        let record = self.journal.record(map, word.lsn())?;
+        let fits = match word.phase() {
+            Phase::Reserved | Phase::Completing | Phase::Interrupted => {
+                matches!(record.kind(), Kind::Reserved | Kind::Point)
+            }
+            Phase::Completed => matches!(record.kind(), Kind::Completed | Kind::Failed),
+            Phase::Vacant | Phase::Released => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        let path = self.journal.storage().path(&crate::journal::segment_name(self.journal.number_of(word.lsn())));
+        let offset = word.lsn() & (self.journal.segment_len() - 1);
+        let message = format!("the table has a {:?} key here, the journal a {:?} record", word.phase(), record.kind());
+        Err(Error::corrupt(&path, offset, message))
+    }
+
+    fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::SeqCst);
+        for mut shard in self.shards.iter() {
+            shard.wake_all();
+        }
+        let _space = self.space.lock();
+        self.journal.seal_all()
+    }
+
+    fn stats(&self) -> Stats {
+        let mut counts = Counts::default();
+        let mut keys = 0;
+        for shard in self.shards.iter() {
+            counts.add(&shard.counts);
+            keys += shard.table.len() as u64;
+        }
+        let segments = self.journal.segments();
+        Stats {
+            keys,
+            reserved: counts.reserved,
+            taken_over: counts.taken_over,
+            replayed: counts.replayed,
+            in_flight: counts.in_flight,
+            mismatched: counts.mismatched,
+            completed: counts.completed,
+            failed: counts.failed,
+            released: counts.released,
+            interrupted: counts.interrupted,
+            expired: counts.expired,
+            erased: counts.erased,
+            fenced: counts.fenced,
+            syncs: self.journal.syncs(),
+            segments: segments.iter().count() as u64,
+            journal_bytes: segments.iter().map(|segment| segment.blob().allocated().unwrap_or(segment.len())).sum(),
+            upkeep_failures: self.upkeep.failures(),
+            is_poisoned: self.journal.poison.is_set(),
+        }
+    }
+}
+
+fn reservation_len(key: &Key<'_>, point_len: usize) -> Result<u64> {
+    codec::record_len(key.stored_len(), point_len)
+        .ok_or_else(|| Error::new(ErrorKind::InvalidKey, "the key is longer than the format allows"))
+}
+
+/// A lease in ms, if it is in range.
+pub(crate) fn lease_ms(lease: Duration) -> Result<u64> {
+    if lease < Duration::from_millis(1) || lease > MAX_LEASE {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("a lease of {lease:?} is out of range: 1 ms to {} days", MAX_LEASE.as_secs() / 86_400),
+        ));
+    }
+    Ok(lease.as_millis() as u64)
+}
+
+pub(crate) fn check_retention(retention: Retention) -> Result<()> {
+    match retention {
+        Retention::For(time) if time < Duration::from_millis(1) => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("a retention of {time:?} is too short: 1 ms is the least; release the key to keep no answer"),
+        )),
+        Retention::For(_) | Retention::Forever => Ok(()),
+    }
+}

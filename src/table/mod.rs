@@ -1,0 +1,317 @@
+//! The in-process table: shards, each an open-addressing table of 16-byte slots.
+//!
+//! A slot holds no key: only its state word (phase and the LSN of the record that justifies it), 32 bits of the key's
+//! hash, and the number of its timer. The caller compares real keys where the LSN leads. This module knows neither
+//! the journal nor the wheel.
+//!
+//! - **T1** A slot lies between its home position and the next empty slot, so that a probe may stop at an empty one.
+//!   Removal moves later slots back instead of leaving a tombstone (Knuth, TAOCP 3, 6.4, algorithm R).
+//! - **T2** Home positions grow with the tag (`tag * capacity / 2^32`; Lemire, "Fast random integer generation in an
+//!   interval", 2019), so any capacity works, growth is by half instead of by doubling, and it reads and writes in order.
+//! - **T3** Equal hashes make a run, never a wrong answer: a probe ends only at a key that the caller confirmed or at an
+//!   empty slot.
+
+mod word;
+
+pub(crate) use word::Word;
+
+use crossbeam_utils::CachePadded;
+use parking_lot::{Mutex, MutexGuard};
+use word::StateWord;
+
+/// A key's place in the table.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    word: StateWord,
+    tag: u32,
+    /// Raw number of the key's timer.
+    pub(crate) timer: u32,
+}
+
+const _: () = assert!(size_of::<Slot>() == 16);
+
+impl Slot {
+    fn empty() -> Self {
+        Slot { word: StateWord::new(Word::EMPTY), tag: 0, timer: u32::MAX }
+    }
+
+    #[inline]
+    pub(crate) fn word(&self) -> Word {
+        self.word.load()
+    }
+
+    /// Moves the state on if it still is `from`.
+    #[inline]
+    pub(crate) fn advance(&self, from: Word, to: Word) -> bool {
+        self.word.advance(from, to)
+    }
+}
+
+/// Where a probe ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    /// The key's slot.
+    Found(usize),
+    /// The key is absent.
+    Absent,
+    /// The caller could not tell yet whether this slot is the key's.
+    Unsettled(Word),
+}
+
+/// What the caller says of a slot whose tag is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Match {
+    Same,
+    Other,
+    Unsettled,
+}
+
+/// One open-addressing table.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    slots: Box<[Slot]>,
+    len: usize,
+}
+
+const FIRST_CAPACITY: usize = 8;
+
+impl Table {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    fn home(&self, tag: u32) -> usize {
+        ((u64::from(tag) * self.slots.len() as u64) >> 32) as usize
+    }
+
+    #[inline]
+    fn after(&self, at: usize) -> usize {
+        if at + 1 == self.slots.len() { 0 } else { at + 1 }
+    }
+
+    /// Looks for the slot with this tag that `is` confirms.
+    #[inline]
+    pub(crate) fn find(&self, tag: u32, mut is: impl FnMut(&Slot) -> Match) -> Probe {
+        if self.slots.is_empty() {
+            return Probe::Absent;
+        }
+        let mut at = self.home(tag);
+        loop {
+            let slot = &self.slots[at];
+            let word = slot.word();
+            if word.is_empty() {
+                return Probe::Absent;
+            }
+            if slot.tag == tag {
+                match is(slot) {
+                    Match::Same => return Probe::Found(at),
+                    Match::Unsettled => return Probe::Unsettled(word),
+                    Match::Other => {}
+                }
+            }
+            at = self.after(at);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn slot(&self, at: usize) -> &Slot {
+        &self.slots[at]
+    }
+
+    #[inline]
+    pub(crate) fn slot_mut(&mut self, at: usize) -> &mut Slot {
+        &mut self.slots[at]
+    }
+
+    /// Adds a slot for a key that [`find`](Table::find) said is absent.
+    #[inline]
+    pub(crate) fn insert(&mut self, tag: u32, word: Word, timer: u32) -> usize {
+        debug_assert!(!word.is_empty());
+        // At 4/5 a probe for an absent key reads 13 slots on average, three cache lines.
+        if (self.len + 1) * 5 > self.slots.len() * 4 {
+            self.resize((self.slots.len() * 3 / 2).max(FIRST_CAPACITY));
+        }
+        self.len += 1;
+        self.place(Slot { word: StateWord::new(word), tag, timer })
+    }
+
+    #[inline]
+    fn place(&mut self, slot: Slot) -> usize {
+        let mut at = self.home(slot.tag);
+        while !self.slots[at].word().is_empty() {
+            at = self.after(at);
+        }
+        self.slots[at] = slot;
+        at
+    }
+
+    /// Moves all slots, in order, to a table of another size.
+    #[cold]
+    fn resize(&mut self, capacity: usize) {
+        let old = std::mem::replace(&mut self.slots, empty_slots(capacity));
+        for slot in old {
+            if !slot.word().is_empty() {
+                self.place(slot);
+            }
+        }
+    }
+
+    /// Takes a slot out; the slots behind it that may move forward do (T1).
+    pub(crate) fn remove(&mut self, at: usize) {
+        debug_assert!(!self.slots[at].word().is_empty());
+        let mut hole = at;
+        let mut next = at;
+        loop {
+            next = self.after(next);
+            if self.slots[next].word().is_empty() {
+                break;
+            }
+            let home = self.home(self.slots[next].tag);
+            let stays = if hole < next { hole < home && home <= next } else { hole < home || home <= next };
+            if !stays {
+                self.slots.swap(hole, next);
+                hole = next;
+            }
+        }
+        self.slots[hole] = Slot::empty();
+        self.len -= 1;
+        // Growth is by half at 4/5; this is far enough below to not swing between the two.
+        if self.slots.len() > 64 && self.len * 5 < self.slots.len() {
+            self.resize(self.len * 5 / 2);
+        }
+    }
+
+    /// Every slot with its tag.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        self.slots.iter().filter(|slot| !slot.word().is_empty()).map(|slot| (slot.tag, slot))
+    }
+
+    /// Checks T1 and the count.
+    #[cfg(test)]
+    pub(crate) fn validate(&self) {
+        let mut filled = 0;
+        for at in 0..self.slots.len() {
+            let slot = &self.slots[at];
+            if slot.word().is_empty() {
+                continue;
+            }
+            filled += 1;
+            let mut between = self.home(slot.tag);
+            while between != at {
+                assert!(!self.slots[between].word().is_empty(), "T1: slot {at} is cut off from its home");
+                between = self.after(between);
+            }
+        }
+        assert_eq!(filled, self.len);
+    }
+}
+
+fn empty_slots(capacity: usize) -> Box<[Slot]> {
+    std::iter::repeat_with(Slot::empty).take(capacity).collect()
+}
+
+/// Locks striped by hash, each on its own cache lines, over whatever a shard consists of.
+#[derive(Debug)]
+pub(crate) struct Shards<T>(Box<[CachePadded<Mutex<T>>]>);
+
+impl<T> Shards<T> {
+    /// `count` is a power of two.
+    pub(crate) fn new(count: usize, each: impl FnMut() -> T) -> Self {
+        assert!(count.is_power_of_two() && count <= 1 << 16);
+        Shards(std::iter::repeat_with(each).map(Mutex::new).map(CachePadded::new).take(count).collect())
+    }
+
+    /// The shard of a hash. It uses the low half, and the tag is the high one.
+    #[inline]
+    pub(crate) fn of(&self, hash: u64) -> MutexGuard<'_, T> {
+        self.0[hash as usize & (self.0.len() - 1)].lock()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = MutexGuard<'_, T>> {
+        self.0.iter().map(|shard| shard.lock())
+    }
+
+    pub(crate) fn get(&self, at: usize) -> MutexGuard<'_, T> {
+        self.0[at & (self.0.len() - 1)].lock()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// The part of a hash that a slot keeps.
+#[inline]
+pub(crate) fn tag_of(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Phase;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn word(id: u64) -> Word {
+        Word::new(Phase::Completed, (id + 1) * 8)
+    }
+
+    fn find(table: &Table, tag: u32, id: u64) -> Probe {
+        table.find(tag, |slot| if slot.word() == word(id) { Match::Same } else { Match::Other })
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_holds_what_a_set_holds(steps in prop::collection::vec((any::<bool>(), 0u64..60, 0u32..6), 1..400)) {
+            let mut table = Table::default();
+            let mut model = BTreeSet::new();
+            // Six tags, some at the very end of the range, so that runs wrap around and collide.
+            let tags = [0, 1, u32::MAX, u32::MAX - 1, u32::MAX / 2, 7];
+            for (add, id, tag) in steps {
+                let tag_value = tags[tag as usize];
+                let id = id * 8 + u64::from(tag);
+                let found = find(&table, tag_value, id);
+                prop_assert_eq!(matches!(found, Probe::Found(_)), model.contains(&id));
+                match found {
+                    Probe::Absent if add => {
+                        table.insert(tag_value, word(id), 0);
+                        model.insert(id);
+                    }
+                    Probe::Found(at) if !add => {
+                        table.remove(at);
+                        model.remove(&id);
+                    }
+                    Probe::Absent | Probe::Found(_) | Probe::Unsettled(_) => {}
+                }
+                table.validate();
+                prop_assert_eq!(table.len(), model.len());
+            }
+            for (tag, slot) in table.iter() {
+                let id = slot.word().lsn() / 8 - 1;
+                prop_assert!(model.contains(&id));
+                prop_assert_eq!(tag, tags[(id % 8) as usize]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_that_empties_gives_its_memory_back() {
+        let mut table = Table::default();
+        let tag = |id: u64| (id as u32).wrapping_mul(0x9e37_79b9);
+        for id in 0..10_000 {
+            table.insert(tag(id), word(id), 0);
+        }
+        let full = table.slots.len();
+        for id in 0..9_990 {
+            let Probe::Found(at) = find(&table, tag(id), id) else { panic!("{id} is gone") };
+            table.remove(at);
+        }
+        table.validate();
+        assert!(table.slots.len() * 50 < full, "{} of {full} slots are left for 10 keys", table.slots.len());
+        for id in 9_990..10_000 {
+            assert!(matches!(find(&table, tag(id), id), Probe::Found(_)));
+        }
+    }
+}

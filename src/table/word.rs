@@ -1,0 +1,72 @@
+//! A slot's state in one atomic word: the phase in the low three bits, the LSN of its record in the others.
+//!
+//! LSNs are multiples of eight, so the two don't meet. Every transition is one compare-and-swap on the whole word: a
+//! writer that read an older state fails, and nothing is ever read in two halves.
+
+use crate::state::Phase;
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A copy of a state word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word(u64);
+
+impl Word {
+    pub(crate) const EMPTY: Word = Word(0);
+
+    #[inline]
+    pub(crate) fn new(phase: Phase, lsn: u64) -> Self {
+        debug_assert!(lsn.is_multiple_of(8) && lsn != 0);
+        Word(lsn | phase as u64)
+    }
+
+    #[inline]
+    pub(crate) fn phase(self) -> Phase {
+        Phase::from_bits(self.0 & 7)
+    }
+
+    #[inline]
+    pub(crate) fn lsn(self) -> u64 {
+        self.0 & !7
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(self) -> bool {
+        self == Word::EMPTY
+    }
+
+    /// The same record in another phase.
+    #[inline]
+    pub(crate) fn with(self, phase: Phase) -> Self {
+        Word::new(phase, self.lsn())
+    }
+}
+
+impl std::fmt::Debug for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}@{}", self.phase(), self.lsn())
+    }
+}
+
+/// The word in its slot.
+#[derive(Debug)]
+pub(super) struct StateWord(AtomicU64);
+
+impl StateWord {
+    pub(super) fn new(word: Word) -> Self {
+        StateWord(AtomicU64::new(word.0))
+    }
+
+    /// Acquire pairs with the release of [`advance`](StateWord::advance): who sees a word sees its record's bytes.
+    #[inline]
+    pub(super) fn load(&self) -> Word {
+        Word(self.0.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    pub(super) fn advance(&self, from: Word, to: Word) -> bool {
+        self.0.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}

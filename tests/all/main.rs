@@ -1,0 +1,16 @@
+//! All integration tests in one binary: one link, and modules that share their helpers.
+#![allow(missing_docs, reason = "tests are not documented")]
+
+mod api;
+mod bad_input;
+mod concurrency;
+mod corruption;
+mod erasure;
+mod expiry;
+mod golden;
+mod memory;
+mod model;
+mod processes;
+mod recovery;
+mod space;
+mod support;
