@@ -137,7 +137,7 @@ impl Builder {
 
     /// How many bytes all segments take at most, at least eight segments; no limit by default.
     ///
-    /// New reservations are refused two segments before, so that running operations can still store their answers.
+    /// New reservations are refused two segments before that, which leaves room for the answers of operations under way.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = Some(bytes);
         self

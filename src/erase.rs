@@ -10,7 +10,7 @@
 //! All of it holds the `space` lock, so that no record is moved or removed meanwhile.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::codec::{HEADER, Kind, Meta};
+use crate::journal::codec::{Kind, Meta};
 use crate::journal::reader::Target;
 use crate::journal::segment::Segment;
 use crate::journal::{Stream, codec};
@@ -116,37 +116,39 @@ impl Engine {
         self.journal.sync_all()?;
         let note = Target::encode(targets);
         let len = codec::record_len(0, note.len()).expect("a note is shorter than any limit");
-        let claim = self.journal.claim_or_turn(Stream::RESERVATIONS, len)?;
+        let claim = self.journal.claim_for_upkeep(Stream::RESERVATIONS, len)?;
         claim.write(&Meta::bare(Kind::Erase, 0, 0), &[], &note, true)?;
         let map = self.journal.segments();
         let until = Instant::now() + PATIENCE;
+        let poisoned = |doing: &'static str, lsn: u64| {
+            move |source: std::io::Error| {
+                self.journal.poison.set(doing, &source);
+                Error::io(doing, &self.journal.path_of(lsn), source)
+            }
+        };
+        let mut is_busy = false;
         for target in targets {
             let segment = self.journal.segment(&map, target.lsn)?;
-            while segment.is_pinned(target.lsn) {
-                if Instant::now() >= until {
-                    return Err(Error::new(
-                        ErrorKind::Busy,
-                        "the key is gone, but a Record handle to one of its answers is still held; drop it, and \
-                         erase again to overwrite the bytes",
-                    ));
-                }
+            while segment.is_pinned(target.lsn) && Instant::now() < until {
                 std::thread::sleep(Duration::from_micros(200));
             }
-            debug_assert!(target.len >= HEADER as u64);
-            segment.scrub(target.lsn, target.len).map_err(|error| {
-                self.journal.poison.set("overwrite a record", &error);
-                Error::io("overwrite a record", &self.journal.path_of(target.lsn), error)
-            })?;
-        }
-        let mut numbers: Vec<u64> = targets.iter().map(|target| self.journal.number_of(target.lsn)).collect();
-        numbers.dedup();
-        for number in numbers {
-            if let Some(segment) = map.get(number) {
-                segment.blob().sync().map_err(|error| {
-                    self.journal.poison.set("sync", &error);
-                    Error::io("sync an erasure", &self.journal.path_of(number * self.journal.segment_len()), error)
-                })?;
+            if segment.is_pinned(target.lsn) {
+                is_busy = true;
+            } else {
+                segment.scrub(target.lsn, target.len).map_err(poisoned("overwrite a record", target.lsn))?;
             }
+        }
+        let mut lsns: Vec<u64> = targets.iter().map(|target| target.lsn).collect();
+        lsns.dedup_by_key(|lsn| self.journal.number_of(*lsn));
+        for lsn in lsns {
+            self.journal.segment(&map, lsn)?.blob().sync().map_err(poisoned("sync an erasure", lsn))?;
+        }
+        if is_busy {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "the key is gone, but a Record handle to one of its answers is still held; drop it, and erase again \
+                 to overwrite the bytes",
+            ));
         }
         Ok(())
     }

@@ -71,12 +71,11 @@ impl Error {
 
     /// An I/O failure while `doing`; a full disk or quota gets its own kind.
     pub(crate) fn io(doing: &str, path: &Path, source: io::Error) -> Self {
-        let kind = match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                ErrorKind::StorageFull
-            }
-            _ => ErrorKind::Io,
-        };
+        let is_full = matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+        );
+        let kind = if is_full { ErrorKind::StorageFull } else { ErrorKind::Io };
         Error(Box::new(Repr {
             kind,
             message: format!("can't {doing}"),

@@ -20,7 +20,7 @@ use crate::key::Key;
 use crate::shard::Shard;
 use crate::state::{self, Event, Phase, State, Transition};
 use crate::store::Engine;
-use crate::table::{Match, Probe, Word, tag_of};
+use crate::table::{Word, tag_of};
 use crate::wheel::{Due, Step, TimerId};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -32,6 +32,8 @@ use std::time::Duration;
 const BATCH: usize = 64;
 /// How often the upkeep thread looks at the clock.
 const TICK: Duration = Duration::from_millis(10);
+/// How long without work means that there is little.
+const IDLE: Duration = Duration::from_secs(1);
 /// How long to leave a failing disk alone.
 const BACK_OFF: Duration = Duration::from_millis(200);
 /// Small sealed segments, as left by restarts, to put up with before they are merged.
@@ -68,6 +70,11 @@ impl Upkeep {
     pub(crate) fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
+
+    fn back_off(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        std::thread::park_timeout(BACK_OFF);
+    }
 }
 
 impl Engine {
@@ -79,7 +86,7 @@ impl Engine {
         let left = self.expire(budget, &mut done)?;
         self.journal.note_durable()?;
         self.reclaim(left, &mut done)?;
-        self.journal.prepare_spare()?;
+        while self.journal.prepare_spare()? {}
         Ok(done)
     }
 
@@ -213,7 +220,7 @@ impl Engine {
         // U2: nothing older may be left behind, such as one that waits for its seal.
         let Some(first) = dead.first().filter(|first| Some(first.number()) == oldest) else { return Ok(()) };
         debug_assert!(first.is_sealed());
-        if dead.iter().any(|segment| segment.has_synced()) {
+        if dead.iter().any(|segment| segment.is_promised()) {
             self.journal.sync_all()?;
         }
         for segment in &dead {
@@ -315,16 +322,9 @@ impl Engine {
         let Some(key) = Key::parse(record.stored_key()) else { return Ok(false) };
         let hash = self.hasher.hash(&key);
         let tag = tag_of(hash);
-        let by_lsn = |shard: &Shard| {
-            let is = |slot: &crate::table::Slot| if slot.word().lsn() == lsn { Match::Same } else { Match::Other };
-            match shard.table.find(tag, is) {
-                Probe::Found(at) => Some(at),
-                Probe::Absent | Probe::Unsettled(_) => None,
-            }
-        };
         {
             let shard = self.shards.of(hash);
-            let Some(at) = by_lsn(&shard) else { return Ok(false) };
+            let Some(at) = shard.find_lsn(tag, lsn) else { return Ok(false) };
             if shard.table.slot(at).word().phase() == Phase::Completing {
                 return Ok(false);
             }
@@ -335,13 +335,13 @@ impl Engine {
         } else {
             Stream::of_answers(meta.deadline_ms.saturating_sub(self.clock.now_ms()))
         };
-        let claim = self.journal.claim_or_turn(stream, record.len())?;
+        let claim = self.journal.claim_for_upkeep(stream, record.len())?;
         let copy = claim.lsn();
         claim.segment().add_live();
         claim.write(&meta, &[record.stored_key()], record.payload(), false)?;
         {
             let mut shard = self.shards.of(hash);
-            let at = by_lsn(&shard).filter(|at| shard.table.slot(*at).word().phase() != Phase::Completing);
+            let at = shard.find_lsn(tag, lsn).filter(|at| shard.table.slot(*at).word().phase() != Phase::Completing);
             if let Some(at) = at {
                 let slot = shard.table.slot_mut(at);
                 let word = slot.word();
@@ -376,7 +376,8 @@ impl Workers {
     pub(crate) fn start(engine: &Arc<Engine>, background: bool) -> Result<Workers> {
         let workers = Workers { stop: Arc::default(), engine: Arc::clone(engine), threads: Mutex::new(Vec::new()) };
         if background {
-            workers.spawn("oncekey-journal", tend_journal)?;
+            workers.spawn("oncekey-ahead", tend_spares)?;
+            workers.spawn("oncekey-seal", tend_seals)?;
             workers.spawn("oncekey-upkeep", tend_table)?;
         }
         Ok(workers)
@@ -393,8 +394,13 @@ impl Workers {
     }
 
     pub(crate) fn stop(&self) {
+        // In a child the threads aren't there to be joined.
+        if !self.engine.fork.is_ours() {
+            return;
+        }
         self.stop.store(true, Ordering::Release);
-        self.engine.journal.bell.ring();
+        self.engine.journal.spare_bell.ring();
+        self.engine.journal.seal_bell.ring();
         for thread in self.threads.lock().drain(..) {
             thread.thread().unpark();
             // A thread of ours that panicked has said so on standard error.
@@ -403,18 +409,30 @@ impl Workers {
     }
 }
 
-/// Keeps a spare ready and seals what is full.
-fn tend_journal(engine: &Engine, stop: &AtomicBool) {
+/// Keeps spares ready.
+fn tend_spares(engine: &Engine, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
-        let spare = engine.journal.prepare_spare();
-        let sealed = engine.journal.seal_one();
-        match (spare, sealed) {
-            (Ok(_), Ok(true)) => {}
-            (Ok(_), Ok(false)) => engine.journal.bell.wait(Duration::from_secs(1)),
-            (Err(_), _) | (_, Err(_)) => {
-                engine.upkeep.failures.fetch_add(1, Ordering::Relaxed);
-                std::thread::park_timeout(BACK_OFF);
+        match engine.journal.prepare_spare() {
+            Ok(true) => {}
+            Ok(false) => {
+                if !engine.journal.spare_bell.wait(IDLE) {
+                    engine.journal.want_fewer_spares();
+                }
             }
+            Err(_) => engine.upkeep.back_off(),
+        }
+    }
+}
+
+/// Seals what is full; syncing a whole segment takes long, so nothing else waits for it.
+fn tend_seals(engine: &Engine, stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        match engine.journal.seal_one() {
+            Ok(true) => {}
+            Ok(false) => {
+                engine.journal.seal_bell.wait(IDLE);
+            }
+            Err(_) => engine.upkeep.back_off(),
         }
     }
 }
@@ -430,10 +448,7 @@ fn tend_table(engine: &Engine, stop: &AtomicBool) {
         match step {
             Ok(()) if done.has_more => {}
             Ok(()) => std::thread::park_timeout(TICK),
-            Err(_) => {
-                engine.upkeep.failures.fetch_add(1, Ordering::Relaxed);
-                std::thread::park_timeout(BACK_OFF);
-            }
+            Err(_) => engine.upkeep.back_off(),
         }
     }
 }

@@ -87,10 +87,11 @@ impl Pending {
 
     fn look(&self) -> Result<Look> {
         let engine = &self.engine;
-        engine.admit()?;
         let tag = tag_of(self.hash);
         let now_ms = engine.clock.now_ms();
         let mut shard = engine.shards.of(self.hash);
+        // Under the lock: `close` says so first and then takes each shard's lock to wake its waiters.
+        engine.admit()?;
         let map = engine.journal.segments();
         let Some(at) = shard.find_fence(tag, self.fence, &engine.journal, &map) else {
             return Ok(Look::Over(Wait::Retry));

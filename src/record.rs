@@ -1,6 +1,6 @@
 //! A stored answer, in place.
 
-use crate::journal::codec::{HEADER, Kind, RecordRef};
+use crate::journal::codec::{Kind, Meta};
 use crate::journal::segment::Pin;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,16 +22,17 @@ pub struct Record {
 }
 
 impl Record {
-    /// A handle to the record at `offset` of the segment that `pin` keeps.
-    pub(crate) fn new(pin: Pin, offset: u64, record: &RecordRef<'_>) -> Self {
+    /// A handle to a payload in the segment that `pin` keeps.
+    #[inline]
+    pub(crate) fn new(pin: Pin, start: usize, len: usize, meta: &Meta) -> Self {
         Record {
             pin,
-            start: offset as usize + HEADER + record.stored_key().len(),
-            len: record.payload().len(),
-            is_failure: record.kind() == Kind::Failed,
-            completed_ms: record.written_ms(),
-            kept_until_ms: record.deadline_ms(),
-            attempt: record.attempt(),
+            start,
+            len,
+            is_failure: meta.kind == Kind::Failed,
+            completed_ms: meta.written_ms,
+            kept_until_ms: meta.deadline_ms,
+            attempt: meta.attempt,
         }
     }
 

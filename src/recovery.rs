@@ -9,11 +9,11 @@
 //! | B | a segment of another length, or whose header isn't its own | corruption | refused |
 //! | C | a header of a newer version or with unknown features | not ours to read | refused, also in salvage |
 //! | D | zeros up to the end, from no lower than the durable mark on | space not yet written | nothing |
-//! | E | a segment without any record | a spare | the newest is kept, others removed |
+//! | E | a segment without any record | a spare, or all of it was lost | the newest is sealed, others are removed |
 //! | F | a gap that lies in records which an erasure had begun to overwrite | the erasure was cut short | overwritten |
 //! | G | a gap or the records' end below the durable mark, or any gap of a sealed segment | corruption | refused |
 //! | H | any other gap | written but never synced, or claimed and not written when the process died | padded, or cut at the end |
-//! | I | a segment without a seal | was in use | synced, sealed |
+//! | I | a segment without a seal | was in use | what is above its mark written once more; synced, sealed |
 //! | J | a segment with its seal and no gap | ended well | nothing |
 //!
 //! In salvage, B and G are reported and padded over instead: the report lists every byte range given up.
@@ -26,11 +26,11 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::codec::{
-    BadHeader, Binding, HEAD_MARK, HEADER, Kind, Meta, SEGMENT_HEAD, SegmentHeader, encode_header, encode_mark,
+    BadHeader, Binding, HEAD_MARK, HEADER, Kind, SEGMENT_HEAD, SegmentHeader, encode_blank, encode_mark,
 };
 use crate::journal::media::{Blob, Storage};
 use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan};
-use crate::journal::segment::{Segment, scrubbed};
+use crate::journal::segment::Segment;
 use crate::journal::{Journal, Options, segment_name, segment_number};
 use crate::key::Key;
 use crate::shard::Shard;
@@ -69,7 +69,7 @@ pub struct Damage {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// Segments read, without spares.
+    /// Segments kept.
     pub segments: u64,
     /// Records read.
     pub records: u64,
@@ -150,15 +150,11 @@ pub(crate) fn recover(storage: Box<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
         storage.remove(name)?;
     }
     let next_number = found.last().map_or(1, |segment| segment.number + 1);
-    let (mut segments, mut spares) = (Vec::new(), Vec::new());
+    let mut segments = Vec::new();
     for (segment, repair) in found.into_iter().zip(repairs) {
-        if segment.scan.is_blank() {
-            // The newest number stays in use, or fences could go back after the next crash.
-            if segment.number + 1 == next_number {
-                spares.push(reopen_spare(&*storage, store_id, segment_len, segment)?);
-            } else {
-                storage.remove(&segment_name(segment.number))?;
-            }
+        // The newest number stays taken: it may have been given to a fence of which a power cut left nothing.
+        if segment.scan.is_blank() && segment.number + 1 != next_number {
+            storage.remove(&segment_name(segment.number))?;
         } else {
             segments.push(mend(&*storage, store_id, segment, repair, &mut report)?);
         }
@@ -170,7 +166,7 @@ pub(crate) fn recover(storage: Box<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
         segment.set_masks(newest_reservations.unwrap_or(0));
     }
     let options = Options { store_id, segment_len, max_bytes: plan.max_bytes, persistent: plan.persistent };
-    let journal = Journal::new(storage, options, segments.clone(), spares, next_number)?;
+    let journal = Journal::new(storage, options, &segments, next_number)?;
     let now_ms = plan.now_ms.max(newest_ms);
     let shards = Shards::new(plan.shards, || Shard::new(now_ms));
     for segment in &segments {
@@ -411,10 +407,14 @@ fn mend(
     let Found { number, base, binding, blob, scan, .. } = segment;
     let path = storage.path(&segment_name(number));
     let fail = |source| Error::io("repair a segment", &path, source);
+    if !scan.is_sealed {
+        rewrite_unsynced(&*blob, &scan).map_err(fail)?;
+    }
     let mut end = scan.end;
     let mut is_dirty = !scan.is_sealed || !repair.pads.is_empty();
     for gap in &repair.pads {
-        blob.overwrite(gap.start, &pad(binding, gap)).map_err(fail)?;
+        let pad = encode_blank(binding, gap.start, Kind::Pad, gap.end - gap.start);
+        blob.overwrite(gap.start, &pad).map_err(fail)?;
         end = end.max(gap.end);
     }
     if let Some(gap) = &repair.cut {
@@ -423,12 +423,12 @@ fn mend(
     }
     for target in &repair.scrubs {
         let at = target.lsn - base;
-        let scrubbed = scrubbed(binding, at, target.len);
+        let scrubbed = encode_blank(binding, at, Kind::Scrubbed, target.len);
         let mut there = vec![0; scrubbed.len()];
         blob.read_at(at, &mut there).map_err(fail)?;
-        if there != scrubbed {
+        if there != scrubbed || !scan.is_sealed {
             blob.overwrite(at, &scrubbed).map_err(fail)?;
-            report.scrubbed += 1;
+            report.scrubbed += u64::from(there != scrubbed);
             is_dirty = true;
         }
         // A torn one at the very end did not count as readable; it is whole now.
@@ -452,6 +452,17 @@ fn mend(
     Ok(Arc::new(sealed))
 }
 
+/// Writes what isn't known to be durable once more, as it is.
+///
+/// A sync that failed before this process, or before the machine's page cache was asked again, may have left pages that are
+/// marked clean and were never written. The next sync would pass over them, and the seal would vouch for them.
+fn rewrite_unsynced(blob: &dyn Blob, scan: &Scan) -> std::io::Result<()> {
+    let from = scan.durable.clamp(SEGMENT_HEAD, scan.end);
+    let mut bytes = vec![0; (scan.end - from) as usize];
+    blob.read_at(from, &mut bytes)?;
+    blob.overwrite(from, &bytes)
+}
+
 /// Replaces a file whose length or header is wrong by one with the same records.
 fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: Found) -> Result<Found> {
     let name = segment_name(segment.number);
@@ -464,20 +475,6 @@ fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: Found) -> Result<
     bytes[..header.len()].copy_from_slice(&header);
     storage.write_small(&name, &bytes)?;
     Ok(Found { blob: storage.open(&name)?, ..segment })
-}
-
-fn reopen_spare(storage: &dyn Storage, store_id: [u8; 16], segment_len: u64, spare: Found) -> Result<Arc<Segment>> {
-    let spare = if spare.has_to_be_rebuilt { rebuild(storage, store_id, spare)? } else { spare };
-    let name = segment_name(spare.number);
-    let blob = storage.reopen_spare(&name, segment_len)?;
-    let segment = Segment::fresh(spare.number, spare.base, spare.binding, blob);
-    segment.map(Arc::new).map_err(|source| Error::io("map", &storage.path(&name), source))
-}
-
-fn pad(binding: Binding, gap: &Gap) -> Vec<u8> {
-    let payload = vec![0; (gap.end - gap.start) as usize - HEADER];
-    let header = encode_header(binding, gap.start, &Meta::bare(Kind::Pad, 0, 0), 0, payload.len(), &[&payload]);
-    [&header[..], &payload].concat()
 }
 
 /// Puts the keys of a segment's records into the table: of each key's records the one that counts.

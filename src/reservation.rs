@@ -2,14 +2,14 @@
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::codec::{self, Kind, Meta};
+use crate::journal::codec::{self, Kind, Meta, RecordRef};
 use crate::journal::{SegmentMap, Stream};
 use crate::key::Retention;
 use crate::record::Record;
 use crate::shard::Shard;
 use crate::state::{self, Event, Phase, Transition};
 use crate::store::{Engine, Terms, check_retention, lease_ms};
-use crate::table::{Match, Probe, Word, tag_of};
+use crate::table::{Word, tag_of};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,11 +158,10 @@ impl Reservation {
     fn renew_lease(&mut self, lease_ms: u64) -> Result<()> {
         self.engine.admit()?;
         let tag = tag_of(self.hash);
-        let engine = Arc::clone(&self.engine);
+        let engine = &*self.engine;
         let mut shard = engine.shards.of(self.hash);
         let map = engine.journal.segments();
-        let at = self.own_slot(&shard, &map, Event::Renew(self.fence));
-        let Some(at) = at else {
+        let Some((at, _)) = self.own_slot(&shard, &map, Event::Renew(self.fence)) else {
             shard.counts.fenced += 1;
             return Err(Error::fenced(self.fence));
         };
@@ -180,7 +179,8 @@ impl Reservation {
     /// As [`complete`](Reservation::complete); the reservation stays good unless it is `Fenced`.
     pub fn recovery_point(&mut self, point: impl AsRef<[u8]>) -> Result<()> {
         let point = point.as_ref();
-        self.write(Verdict::Point, point)?;
+        let (_, lsn) = self.write(Verdict::Point, point)?;
+        self.lsn = lsn;
         self.points += 1;
         self.last_point = Some(point.into());
         Ok(())
@@ -188,9 +188,9 @@ impl Reservation {
 
     fn answer(mut self, verdict: Verdict, answer: &[u8]) -> Result<Record, Box<Unwritten>> {
         match self.write(verdict, answer) {
-            Ok(record) => {
+            Ok((record, _)) => {
                 self.finish();
-                Ok(record.expect("a stored answer has a record"))
+                Ok(record)
             }
             Err(error) => Err(Box::new(Unwritten { error, reservation: self })),
         }
@@ -208,33 +208,29 @@ impl Reservation {
         }
     }
 
-    /// The key's slot, if this is its owner and may do what the event says.
-    fn own_slot(&mut self, shard: &Shard, map: &SegmentMap, event: Event) -> Option<usize> {
+    /// The key's slot and record, if this is its owner and may do what the event says.
+    #[inline]
+    fn own_slot<'m>(&self, shard: &Shard, map: &'m SegmentMap, event: Event) -> Option<(usize, RecordRef<'m>)> {
         let journal = &self.engine.journal;
         let tag = tag_of(self.hash);
-        let by_lsn =
-            |lsn| shard.table.find(tag, |slot| if slot.word().lsn() == lsn { Match::Same } else { Match::Other });
-        let at = match by_lsn(self.lsn) {
-            Probe::Found(at) => at,
+        let at = match shard.find_lsn(tag, self.lsn) {
+            Some(at) => at,
             // Upkeep may have moved the record; its fence went with it.
-            Probe::Absent | Probe::Unsettled(_) => match shard.find_fence(tag, self.fence, journal, map) {
-                Some(at) => at,
-                None => return None,
-            },
+            None => shard.find_fence(tag, self.fence, journal, map)?,
         };
         let slot = shard.table.slot(at);
-        let fence = journal.record(map, slot.word().lsn()).ok()?.fence();
-        let answer = state::step(shard.state(slot, fence, u64::MAX), event);
-        if answer == Transition::Fenced {
-            return None;
+        let record = journal.record(map, slot.word().lsn()).ok()?;
+        match state::step(shard.state(slot, record.fence(), u64::MAX), event) {
+            Transition::Fenced => None,
+            Transition::To(_) | Transition::Stay | Transition::Replay | Transition::InFlight | Transition::Mismatch => {
+                Some((at, record))
+            }
         }
-        self.lsn = slot.word().lsn();
-        Some(at)
     }
 
-    /// Writes what the owner says: journal first, and then the table.
-    fn write(&mut self, verdict: Verdict, payload: &[u8]) -> Result<Option<Record>> {
-        let engine = Arc::clone(&self.engine);
+    /// Writes what the owner says: journal first, and then the table. Returns the record, and its LSN.
+    fn write(&self, verdict: Verdict, payload: &[u8]) -> Result<(Record, u64)> {
+        let engine = &*self.engine;
         engine.admit()?;
         if payload.len() > engine.limits.max_record_len {
             return Err(Error::new(
@@ -242,74 +238,74 @@ impl Reservation {
                 format!("{} bytes are more than max_record_len = {}", payload.len(), engine.limits.max_record_len),
             ));
         }
-        let (map, claim, meta, word) = loop {
+        let mut map;
+        let (claim, meta, word, key, at) = loop {
             engine.journal.poison.check()?;
             let now_ms = engine.clock.now_ms();
             let (stream, kept_until_ms) = self.destination(verdict, now_ms);
             let mut shard = engine.shards.of(self.hash);
-            let map = engine.journal.segments();
-            let Some(at) = self.own_slot(&shard, &map, Event::Begin(self.fence)) else {
+            map = engine.journal.segments();
+            let Some((at, record)) = self.own_slot(&shard, &map, Event::Begin(self.fence)) else {
                 shard.counts.fenced += 1;
                 return Err(Error::fenced(self.fence));
             };
+            let key = record.stored_key();
+            let len = codec::record_len(key.len(), payload.len())
+                .ok_or_else(|| Error::new(ErrorKind::RecordTooLarge, "the record is longer than the format allows"))?;
+            let Some(claim) = engine.journal.claim(stream, len) else {
+                drop(shard);
+                engine.journal.turn(stream)?;
+                continue;
+            };
             let slot = shard.table.slot(at);
             let word = slot.word();
-            let record = engine.journal.record(&map, word.lsn())?;
-            let payload_len = if verdict == Verdict::Release { 0 } else { payload.len() };
-            let len = codec::record_len(record.stored_key().len(), payload_len)
-                .ok_or_else(|| Error::new(ErrorKind::RecordTooLarge, "the record is longer than the format allows"))?;
-            if let Some(claim) = engine.journal.claim(stream, len) {
-                let moved = slot.advance(word, word.with(Phase::Completing));
-                debug_assert!(moved, "slots change only under their shard's lock");
-                let meta = Meta {
-                    kind: verdict.kind(),
-                    fence: self.fence,
-                    written_ms: now_ms,
-                    deadline_ms: kept_until_ms,
-                    attempt: self.attempt,
-                    sequence: self.points + u32::from(verdict == Verdict::Point),
-                    fingerprint: record.fingerprint(),
-                };
-                break (map, claim, meta, word);
-            }
-            drop(shard);
-            drop(map);
-            engine.journal.turn(stream)?;
+            let moved = slot.advance(word, word.with(Phase::Completing));
+            debug_assert!(moved, "slots change only under their shard's lock");
+            let meta = Meta {
+                kind: verdict.kind(),
+                fence: self.fence,
+                written_ms: now_ms,
+                deadline_ms: kept_until_ms,
+                attempt: self.attempt,
+                sequence: self.points + u32::from(verdict == Verdict::Point),
+                fingerprint: record.fingerprint(),
+            };
+            break (claim, meta, word, key, at);
         };
         // The slot is `completing`: its record is neither moved nor, until this claim is published, overwritten.
-        let key = engine.journal.record(&map, word.lsn())?.stored_key();
         let written = Word::new(verdict.settled_phase(), claim.lsn());
-        let is_live = verdict != Verdict::Release;
-        if is_live {
+        if verdict.is_live() {
             claim.segment().add_live();
         }
-        let (pin, offset) = (claim.segment().pin(claim.lsn()), claim.lsn() - claim.segment().base());
+        let record = claim.handle(&meta, key.len(), payload.len());
         let answer = claim.write(&meta, &[key], payload, self.terms.sync);
-        self.settle(verdict, &meta, word, written, &answer)?;
-        answer?;
-        if matches!(verdict, Verdict::Point | Verdict::Release) {
-            return Ok(None);
-        }
-        let map = engine.journal.segments();
-        let record = engine.journal.record(&map, written.lsn())?;
-        Ok(Some(Record::new(pin, offset, &record)))
+        self.settle(&map, verdict, &meta, (at, word), written, answer)?;
+        Ok((record, written.lsn()))
     }
 
     /// Lets the table follow the journal: to the new record, or back if it could not be written.
-    fn settle(&mut self, verdict: Verdict, meta: &Meta, word: Word, written: Word, answer: &Result<()>) -> Result<()> {
-        let engine = &self.engine;
+    fn settle(
+        &self,
+        map: &SegmentMap,
+        verdict: Verdict,
+        meta: &Meta,
+        (at, word): (usize, Word),
+        written: Word,
+        answer: Result<()>,
+    ) -> Result<()> {
+        let engine = &*self.engine;
         let tag = tag_of(self.hash);
-        let is_live = verdict != Verdict::Release;
         let mut shard = engine.shards.of(self.hash);
-        let Some(at) = shard.find_word(tag, word.with(Phase::Completing)) else {
+        let at = shard.find_word_near(at, tag, word.with(Phase::Completing));
+        if verdict.is_live() && (at.is_none() || answer.is_err()) {
+            engine.sub_live(written.lsn());
+        }
+        let Some(at) = at else {
             // Erased meanwhile: the record is there, and dead.
-            if is_live {
-                engine.sub_live(written.lsn());
-            }
             shard.counts.fenced += 1;
             return Err(Error::fenced(self.fence));
         };
-        let event = match answer {
+        let event = match &answer {
             Ok(()) => verdict.event(self.fence),
             Err(_) => Event::Resume(self.fence),
         };
@@ -317,37 +313,29 @@ impl Reservation {
         let Transition::To(phase) = state::step(state, event) else {
             unreachable!("a verdict that was begun ends in {state:?}")
         };
+        let lease_end_ms = meta.written_ms.saturating_add(self.terms.lease_ms);
         if answer.is_err() {
-            if is_live {
-                engine.sub_live(written.lsn());
-            }
-            let deadline_ms = engine.clock.now_ms().saturating_add(self.terms.lease_ms);
-            shard.advance(at, tag, word.with(phase), deadline_ms);
-            return Ok(());
+            shard.advance(at, tag, word.with(phase), lease_end_ms);
+            return answer;
         }
-        match verdict {
-            Verdict::Complete | Verdict::Fail => {
-                shard.advance(at, tag, written, meta.deadline_ms);
-                engine.sub_live(word.lsn());
-                if verdict == Verdict::Complete {
-                    shard.counts.completed += 1;
-                } else {
-                    shard.counts.failed += 1;
-                }
-                shard.wake(self.fence);
-            }
-            Verdict::Release => {
-                engine.remove_slot(&mut shard, at);
-                shard.counts.released += 1;
-                shard.wake(self.fence);
-            }
+        let count = match verdict {
+            Verdict::Complete => &mut shard.counts.completed,
+            Verdict::Fail => &mut shard.counts.failed,
+            Verdict::Release => &mut shard.counts.released,
             Verdict::Point => {
-                let deadline_ms = engine.clock.now_ms().saturating_add(self.terms.lease_ms);
-                shard.advance(at, tag, written, deadline_ms);
-                engine.sub_live(word.lsn());
-                self.lsn = written.lsn();
+                shard.advance(at, tag, written, lease_end_ms);
+                engine.sub_live_in(map, word.lsn());
+                return Ok(());
             }
+        };
+        *count += 1;
+        if verdict == Verdict::Release {
+            engine.remove_slot(&mut shard, at);
+        } else {
+            shard.advance(at, tag, written, meta.deadline_ms);
+            engine.sub_live_in(map, word.lsn());
         }
+        shard.wake(self.fence);
         Ok(())
     }
 
@@ -376,6 +364,11 @@ impl Verdict {
         }
     }
 
+    /// Whether a slot points to its record.
+    fn is_live(self) -> bool {
+        self != Verdict::Release
+    }
+
     fn settled_phase(self) -> Phase {
         match self {
             Verdict::Complete | Verdict::Fail => Phase::Completed,
@@ -399,11 +392,10 @@ impl Drop for Reservation {
         if self.is_over {
             return;
         }
-        let engine = Arc::clone(&self.engine);
         let tag = tag_of(self.hash);
-        let mut shard = engine.shards.of(self.hash);
-        let map = engine.journal.segments();
-        if let Some(at) = self.own_slot(&shard, &map, Event::Abandon(self.fence)) {
+        let mut shard = self.engine.shards.of(self.hash);
+        let map = self.engine.journal.segments();
+        if let Some((at, _)) = self.own_slot(&shard, &map, Event::Abandon(self.fence)) {
             let word = shard.table.slot(at).word();
             if word.phase() == Phase::Reserved {
                 shard.counts.interrupted += 1;

@@ -114,10 +114,29 @@ impl Shard {
         }
     }
 
+    /// The slot that holds exactly this word, which it did at `hint` a moment ago.
+    #[inline]
+    pub(crate) fn find_word_near(&self, hint: usize, tag: u32, word: Word) -> Option<usize> {
+        match self.table.get(hint) {
+            Some(slot) if slot.word() == word => Some(hint),
+            Some(_) | None => self.find_word(tag, word),
+        }
+    }
+
     /// The slot that holds exactly this word.
     #[inline]
     pub(crate) fn find_word(&self, tag: u32, word: Word) -> Option<usize> {
         let is = |slot: &Slot| if slot.word() == word { Match::Same } else { Match::Other };
+        match self.table.find(tag, is) {
+            Probe::Found(at) => Some(at),
+            Probe::Absent | Probe::Unsettled(_) => None,
+        }
+    }
+
+    /// The slot that points to this record.
+    #[inline]
+    pub(crate) fn find_lsn(&self, tag: u32, lsn: u64) -> Option<usize> {
+        let is = |slot: &Slot| if slot.word().lsn() == lsn { Match::Same } else { Match::Other };
         match self.table.find(tag, is) {
             Probe::Found(at) => Some(at),
             Probe::Absent | Probe::Unsettled(_) => None,

@@ -228,7 +228,7 @@ impl Store {
         &self.engine().report
     }
 
-    /// Syncs and seals the journal, and lets the next opener in once all records and reservations are dropped.
+    /// Syncs and seals the journal. The next opener gets in once all reservations and pendings are dropped.
     ///
     /// Every later call on a clone, and on reservations that are still out, gets `Closed`; keys of such reservations
     /// come back as interrupted.
@@ -462,7 +462,7 @@ impl Engine {
                 Ok(Decision::Answer(Outcome::Mismatch(mismatch)))
             }
             Transition::To(Phase::Reserved) => {
-                self.journal.poison.check()?;
+                self.check_room()?;
                 let len = reservation_len(&request.key, record.payload().len())?;
                 let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
                     return Ok(Decision::Retry(Obstacle::Turn));
@@ -494,7 +494,7 @@ impl Engine {
         tag: u32,
         now_ms: u64,
     ) -> Result<Decision<'e>> {
-        self.journal.poison.check()?;
+        self.check_room()?;
         self.count_key()?;
         let len = reservation_len(&request.key, 0)?;
         let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
@@ -555,9 +555,11 @@ impl Engine {
         let mut shard = self.shards.of(hash);
         let held = [Phase::Reserved, Phase::Interrupted].map(|phase| Word::new(phase, fence));
         if let Some(at) = held.into_iter().find_map(|word| shard.find_word(tag, word)) {
-            self.sub_live(fence);
             match before {
-                Some(word) => shard.advance(at, tag, word, u64::MAX),
+                Some(word) => {
+                    self.sub_live(fence);
+                    shard.advance(at, tag, word, u64::MAX);
+                }
                 None => self.remove_slot(&mut shard, at),
             }
         }
@@ -605,11 +607,23 @@ impl Engine {
         self.uncount_keys(1);
     }
 
-    #[inline]
     pub(crate) fn sub_live(&self, lsn: u64) {
-        if let Some(segment) = self.journal.segments().get(self.journal.number_of(lsn)) {
+        self.sub_live_in(&self.journal.segments(), lsn);
+    }
+
+    /// Counts a record as dead whose segment is in `map`, if it is anywhere.
+    #[inline]
+    pub(crate) fn sub_live_in(&self, map: &SegmentMap, lsn: u64) {
+        if let Some(segment) = map.get(self.journal.number_of(lsn)) {
             segment.sub_live();
         }
+    }
+
+    /// Whether another reservation may be granted at all.
+    #[inline]
+    fn check_room(&self) -> Result<()> {
+        self.journal.poison.check()?;
+        if self.journal.has_room() { Ok(()) } else { Err(self.journal.full()) }
     }
 
     fn count_key(&self) -> Result<()> {
@@ -634,7 +648,7 @@ impl Engine {
     /// A handle to the record at an LSN that a slot holds.
     pub(crate) fn record_of(&self, map: &SegmentMap, lsn: u64, record: &RecordRef<'_>) -> Result<Record> {
         let segment = self.journal.segment(map, lsn)?;
-        Ok(Record::new(segment.pin(lsn), lsn - segment.base(), record))
+        Ok(segment.handle(lsn, &record.meta(), record.stored_key().len(), record.payload().len()))
     }
 
     pub(crate) fn answer_of(&self, request: &Request<'_>) -> Result<Option<Record>> {

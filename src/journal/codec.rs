@@ -24,14 +24,14 @@
 //!      1    1  zero
 //!      2    2  length of the stored key
 //!      4    4  length of the payload
-//!      8    4  CRC-32C of this header but for this field
-//!     12    4  CRC-32C of key and payload
+//!      8    4  CRC-32C of all that follows this header
+//!     12    4  attempt: 1 for the first reservation of a key
 //!     16    8  fence (mark and seal: LSN below which all is durable)
 //!     24    8  when it was written, Unix ms
 //!     32    8  end of the lease or of the retention, Unix ms; all ones: never
-//!     40    4  attempt: 1 for the first reservation of a key
-//!     44    4  recovery points before this record within the reservation
-//!     48   16  fingerprint
+//!     40   16  fingerprint
+//!     56    4  recovery points before this record within the reservation
+//!     60    4  CRC-32C of this header with zero in this field
 //!     64       stored key (two u16 lengths, scope, operation, key), payload, zeros to a multiple of 8
 //! ```
 //!
@@ -84,11 +84,21 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    #[inline]
     fn from_byte(byte: u8) -> Option<Kind> {
-        use Kind::*;
-        [Reserved, Point, Completed, Failed, Released, Scrubbed, Erase, Mark, Seal, Pad]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        Some(match byte {
+            0x11 => Kind::Reserved,
+            0x12 => Kind::Point,
+            0x21 => Kind::Completed,
+            0x22 => Kind::Failed,
+            0x31 => Kind::Released,
+            0x41 => Kind::Scrubbed,
+            0x42 => Kind::Erase,
+            0x51 => Kind::Mark,
+            0x52 => Kind::Seal,
+            0x61 => Kind::Pad,
+            _ => return None,
+        })
     }
 
     /// Whether a table slot can stand for the record.
@@ -148,50 +158,87 @@ impl Binding {
     }
 }
 
-const ZEROS: [u8; 8] = [0; 8];
+/// Records up to this length are put together in one place first: one checksum over whole words, one copy.
+const SMALL: usize = 640;
 
-/// Encodes a record's header; `parts` are what follows it: stored key (in pieces), then payload.
+/// Aligned, so that checksums are taken by whole words.
+#[repr(align(8))]
+struct Buffer<const N: usize>([u8; N]);
+
+/// Encodes a record, and hands it to `write` in one piece or several.
+///
+/// `key` is the stored key, in up to four pieces.
 #[inline]
-pub(crate) fn encode_header(
+pub(crate) fn encode<T>(
     binding: Binding,
     offset: u64,
     meta: &Meta,
-    key_len: usize,
-    payload_len: usize,
-    parts: &[&[u8]],
-) -> [u8; HEADER] {
-    debug_assert_eq!(parts.iter().map(|part| part.len()).sum::<usize>(), key_len + payload_len);
+    key: &[&[u8]],
+    payload: &[u8],
+    write: impl FnOnce(&[&[u8]]) -> T,
+) -> T {
+    let key_len = key.iter().map(|part| part.len()).sum::<usize>();
+    let len = (HEADER + key_len + payload.len()).next_multiple_of(8);
+    let lens = (key_len, payload.len());
     let start = binding.at(offset);
-    let body_crc = parts.iter().fold(start, |crc, part| crc32c::crc32c_append(crc, part));
-    let mut header = [0; HEADER];
-    header[0] = meta.kind as u8;
-    header[2..4].copy_from_slice(&(key_len as u16).to_le_bytes());
-    header[4..8].copy_from_slice(&(payload_len as u32).to_le_bytes());
-    header[12..16].copy_from_slice(&body_crc.to_le_bytes());
-    header[16..24].copy_from_slice(&meta.fence.to_le_bytes());
-    header[24..32].copy_from_slice(&meta.written_ms.to_le_bytes());
-    header[32..40].copy_from_slice(&meta.deadline_ms.to_le_bytes());
-    header[40..44].copy_from_slice(&meta.attempt.to_le_bytes());
-    header[44..48].copy_from_slice(&meta.sequence.to_le_bytes());
-    header[48..64].copy_from_slice(meta.fingerprint.as_bytes());
-    let crc = header_crc(start, &header);
-    header[8..12].copy_from_slice(&crc.to_le_bytes());
-    header
+    if len <= SMALL {
+        let mut buffer = Buffer([0; SMALL]);
+        let bytes = &mut buffer.0;
+        let mut at = HEADER;
+        for part in key {
+            bytes[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        bytes[at..at + payload.len()].copy_from_slice(payload);
+        let body_crc = crc32c::crc32c_append(start, &bytes[HEADER..len]);
+        fill_header(bytes.first_chunk_mut().expect("a buffer is longer than a header"), start, meta, lens, body_crc);
+        return write(&[&bytes[..len]]);
+    }
+    let padding = &[0; 8][..len - HEADER - key_len - payload.len()];
+    let crc = key.iter().fold(start, |crc, part| crc32c::crc32c_append(crc, part));
+    let body_crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, payload), padding);
+    let mut header = Buffer([0; HEADER]);
+    fill_header(&mut header.0, start, meta, lens, body_crc);
+    let mut parts: [&[u8]; 7] = [b""; 7];
+    parts[0] = &header.0;
+    parts[1..=key.len()].copy_from_slice(key);
+    parts[key.len() + 1] = payload;
+    parts[key.len() + 2] = padding;
+    write(&parts[..key.len() + 3])
+}
+
+/// Fills a zeroed header; `lens` are those of key and payload.
+#[inline]
+fn fill_header(bytes: &mut [u8; HEADER], start: u32, meta: &Meta, lens: (usize, usize), body_crc: u32) {
+    bytes[0] = meta.kind as u8;
+    bytes[2..4].copy_from_slice(&(lens.0 as u16).to_le_bytes());
+    bytes[4..8].copy_from_slice(&(lens.1 as u32).to_le_bytes());
+    bytes[8..12].copy_from_slice(&body_crc.to_le_bytes());
+    bytes[12..16].copy_from_slice(&meta.attempt.to_le_bytes());
+    bytes[16..24].copy_from_slice(&meta.fence.to_le_bytes());
+    bytes[24..32].copy_from_slice(&meta.written_ms.to_le_bytes());
+    bytes[32..40].copy_from_slice(&meta.deadline_ms.to_le_bytes());
+    bytes[40..56].copy_from_slice(meta.fingerprint.as_bytes());
+    bytes[56..60].copy_from_slice(&meta.sequence.to_le_bytes());
+    let crc = crc32c::crc32c_append(start, bytes);
+    bytes[60..64].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// A record of this length (a multiple of 8) whose payload is zeros.
+pub(crate) fn encode_blank(binding: Binding, offset: u64, kind: Kind, len: u64) -> Vec<u8> {
+    let payload = vec![0; len as usize - HEADER];
+    encode(binding, offset, &Meta::bare(kind, 0, 0), &[], &payload, |parts| parts.concat())
 }
 
 /// A mark or seal that says: all below this LSN is durable.
-pub(crate) fn encode_mark(binding: Binding, offset: u64, kind: Kind, durable_lsn: u64) -> [u8; HEADER] {
-    encode_header(binding, offset, &Meta::bare(kind, durable_lsn, 0), 0, 0, &[])
+pub(crate) fn encode_mark(binding: Binding, offset: u64, kind: Kind, durable_lsn: u64) -> Vec<u8> {
+    encode(binding, offset, &Meta::bare(kind, durable_lsn, 0), &[], b"", |parts| parts.concat())
 }
 
-/// Zeros that fill a record up to a multiple of eight.
-pub(crate) fn padding(len: usize) -> &'static [u8] {
-    &ZEROS[..len.next_multiple_of(8) - len]
-}
-
-#[inline]
 fn header_crc(start: u32, header: &[u8; HEADER]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c_append(start, &header[..8]), &header[12..])
+    let mut zeroed = Buffer(*header);
+    zeroed.0[60..].fill(0);
+    crc32c::crc32c_append(start, &zeroed.0)
 }
 
 /// A record in memory whose lengths are known to fit.
@@ -235,18 +282,14 @@ impl<'a> RecordRef<'a> {
             return Err(Unreadable::Header);
         }
         let start = binding.at(offset);
-        if header_crc(start, header) != field(header, 8) {
+        if header_crc(start, header) != field(header, 60) {
             return Err(Unreadable::Header);
         }
         let record = RecordRef::parse(bytes).ok_or(Unreadable::Header)?;
         let len = record.len();
-        let end = offset + len;
-        let Some(tail) = segment.get(offset as usize + HEADER + record.body.len()..end as usize) else {
-            return Err(Unreadable::Header);
-        };
+        let padded = segment.get(offset as usize + HEADER..(offset + len) as usize).ok_or(Unreadable::Header)?;
         let key_is_whole = !record.kind.has_key() || Key::parse(record.stored_key()).is_some();
-        let zeros_behind = tail.iter().all(|byte| *byte == 0);
-        if crc32c::crc32c_append(start, record.body) != field(header, 12) || !key_is_whole || !zeros_behind {
+        if crc32c::crc32c_append(start, padded) != field(header, 8) || !key_is_whole {
             return Err(Unreadable::Body { len });
         }
         Ok(record)
@@ -276,17 +319,17 @@ impl<'a> RecordRef<'a> {
     }
 
     pub(crate) fn attempt(&self) -> u32 {
-        field(self.header, 40)
+        field(self.header, 12)
     }
 
     pub(crate) fn sequence(&self) -> u32 {
-        field(self.header, 44)
+        field(self.header, 56)
     }
 
     #[inline]
     pub(crate) fn fingerprint(&self) -> Fingerprint {
         let mut digest = [0; 16];
-        digest.copy_from_slice(&self.header[48..]);
+        digest.copy_from_slice(&self.header[40..56]);
         Fingerprint::from_bytes(digest)
     }
 
@@ -398,9 +441,8 @@ mod tests {
     fn segment(binding: Binding, offset: u64, kind: Kind, key: &Key<'_>, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; 8192];
         let prefix = key.prefix();
-        let parts = [&prefix[..], key.scope, key.operation, key.key, payload];
-        let header = encode_header(binding, offset, &meta(kind), key.stored_len(), payload.len(), &parts);
-        let record = [&header[..], &parts.concat()].concat();
+        let parts = [&prefix[..], key.scope, key.operation, key.key];
+        let record = encode(binding, offset, &meta(kind), &parts, payload, |parts| parts.concat());
         bytes[offset as usize..offset as usize + record.len()].copy_from_slice(&record);
         bytes
     }
@@ -439,6 +481,15 @@ mod tests {
             let _ = RecordRef::parse(&bytes);
             prop_assert!(SegmentHeader::decode(&bytes).is_err());
         }
+    }
+
+    #[test]
+    fn a_kind_is_read_back_from_its_byte() {
+        use Kind::*;
+        for kind in [Reserved, Point, Completed, Failed, Released, Scrubbed, Erase, Mark, Seal, Pad] {
+            assert_eq!(Kind::from_byte(kind as u8), Some(kind));
+        }
+        assert_eq!((0..=255).filter_map(Kind::from_byte).count(), 10);
     }
 
     #[test]

@@ -34,10 +34,14 @@ impl Region {
     }
 
     /// The whole file, for reading and writing through the mapping (M4: its blocks are allocated).
-    pub(crate) fn writable(file: &File) -> io::Result<Self> {
+    ///
+    /// With `by_pages` the kernel faults single pages in. Otherwise it may use folios of up to 2 MiB: faster to fault in,
+    /// but a sync then writes the whole folio back for one record.
+    pub(crate) fn writable(file: &File, by_pages: bool) -> io::Result<Self> {
         let region = Region { map: MmapRaw::map_raw(file)?, writable: true };
-        // Faults in file order and by single pages: large folios would make a sync write back megabytes for one record.
-        region.map.advise(Advice::Random)?;
+        if by_pages {
+            region.map.advise(Advice::Random)?;
+        }
         Ok(region)
     }
 
@@ -75,9 +79,14 @@ impl Region {
     }
 
     /// Faults pages in, for writing where the region is writable, so that no store has to.
+    ///
+    /// Kernels before 5.14 can't, and then stores do it.
     pub(crate) fn populate(&self, range: Range<usize>) -> io::Result<()> {
         let advice = if self.writable { Advice::PopulateWrite } else { Advice::PopulateRead };
-        self.map.advise_range(advice, range.start, range.len())
+        match self.map.advise_range(advice, range.start, range.len()) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            answer => answer,
+        }
     }
 
     /// Asks for huge pages, where the kernel gives them.
@@ -88,26 +97,34 @@ impl Region {
 
 /// Tells a process that opened a store from a child that inherited it by `fork`.
 ///
-/// The kernel replaces the page by zeros in the child (`MADV_WIPEONFORK`), so the check is one load.
+/// The kernel replaces the page by zeros in the child (`MADV_WIPEONFORK`), so the check is one load. Where it can't, as
+/// before Linux 4.14, process ids are compared.
 #[derive(Debug)]
-pub(crate) struct ForkMark(Region);
+pub(crate) struct ForkMark {
+    page: Option<Region>,
+    process: u32,
+}
 
 impl ForkMark {
     pub(crate) fn new() -> io::Result<Self> {
-        let region = Region::anonymous(rustix::param::page_size())?;
+        let page = Region::anonymous(rustix::param::page_size())?;
         // SAFETY: the range is exactly the mapping just made, and wiping it in a child changes nothing here.
-        unsafe {
-            rustix::mm::madvise(region.map.as_mut_ptr().cast(), region.map.len(), rustix::mm::Advice::LinuxWipeOnFork)?;
-        }
-        region.write(0, &[1]);
-        Ok(ForkMark(region))
+        let advised = unsafe {
+            let start = page.map.as_mut_ptr().cast();
+            rustix::mm::madvise(start, page.map.len(), rustix::mm::Advice::LinuxWipeOnFork)
+        };
+        page.write(0, &[1]);
+        Ok(ForkMark { page: advised.is_ok().then_some(page), process: std::process::id() })
     }
 
     /// Whether this process is the one that made the mark.
     #[inline]
     pub(crate) fn is_ours(&self) -> bool {
-        // SAFETY: the page is mapped and readable as long as `self` lives; nobody writes to it after `new`.
-        unsafe { self.0.map.as_ptr().read_volatile() == 1 }
+        match &self.page {
+            // SAFETY: the page is mapped and readable as long as `self` lives; nobody writes to it after `new`.
+            Some(page) => unsafe { page.map.as_ptr().read_volatile() == 1 },
+            None => std::process::id() == self.process,
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! Reservations have a stream of their own; answers go to one of eight streams by how long they will live, so that
 //! the records of a segment die at about the same time and the segment can be removed whole.
 //!
-//! - **J5** No lock is held across I/O but `turn` and `spares`, which only those take who have to wait for a segment.
+//! - **J5** No lock is held across I/O but `turn`, `next_number` and `sealing`: whoever takes them waits for that I/O.
 //! - **J6** A segment is in the map from before its first record is written until after its removal was decided.
 //! - **J7** After the first failed write or sync nothing is acknowledged any more (`poison`).
 
@@ -19,6 +19,7 @@ pub(crate) mod segment;
 pub(crate) mod watermark;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::record::Record;
 use arc_swap::{ArcSwap, Guard};
 use codec::{Binding, HEADER, Meta, RecordRef, SEGMENT_HEAD, SegmentHeader};
 use commit::Poison;
@@ -26,8 +27,9 @@ use media::Storage;
 use parking_lot::{Condvar, Mutex};
 use segment::Segment;
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A sequence of segments whose records live about equally long.
@@ -47,7 +49,40 @@ impl Stream {
     }
 }
 
-type Segments = HashMap<u64, Arc<Segment>, ahash::RandomState>;
+type Segments = HashMap<u64, Arc<Segment>, BuildHasherDefault<NumberHasher>>;
+
+/// Spreads segment numbers, which nobody chooses; unkeyed, so that every run visits segments in the same order.
+#[derive(Clone, Debug, Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("only u64 is hashed");
+    }
+
+    #[inline]
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+}
+
+/// Spares that only upkeep may take, so that a full disk can be emptied by moving survivors.
+const HELD_BACK: usize = 1;
+/// Spares beside that, at the most.
+const MOST_SPARES: usize = 4;
+/// Segments below `max_bytes` that no reservation is granted for, so that operations under way can store their answers.
+const ROOM_FOR_ANSWERS: u64 = 2;
+
+/// Who needs a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Callers,
+    Upkeep,
+}
 
 /// All segments that exist, by number.
 #[derive(Clone, Debug, Default)]
@@ -82,12 +117,20 @@ pub(crate) struct Journal {
     /// Serializes changes of `map`.
     map_writer: Mutex<()>,
     streams: [StreamHead; STREAMS],
-    spares: Mutex<Spares>,
+    spares: Mutex<VecDeque<Arc<Segment>>>,
+    /// The number of the next segment; held while one is made.
+    next_number: Mutex<u64>,
+    /// Spares to keep beside those held back: more while they are used up faster than made.
+    wanted_spares: AtomicUsize,
     /// Full segments that wait for their seal.
     retired: Mutex<VecDeque<Arc<Segment>>>,
+    /// Held while one is sealed.
+    sealing: Mutex<()>,
     pub(crate) poison: Poison,
-    /// Rung when a spare was used or a segment filled up, for the thread that makes and seals them.
-    pub(crate) bell: Bell,
+    /// Rung when a spare was used.
+    pub(crate) spare_bell: Bell,
+    /// Rung when a segment filled up.
+    pub(crate) seal_bell: Bell,
     syncs: AtomicU64,
 }
 
@@ -98,35 +141,32 @@ struct StreamHead {
     turn: Mutex<()>,
 }
 
-#[derive(Debug)]
-struct Spares {
-    ready: VecDeque<Arc<Segment>>,
-    next_number: u64,
-}
-
 impl Journal {
     /// A journal over segments that recovery has checked, none of which takes records.
     pub(crate) fn new(
         storage: Box<dyn Storage>,
         options: Options,
-        segments: Vec<Arc<Segment>>,
-        spares: Vec<Arc<Segment>>,
+        segments: &[Arc<Segment>],
         next_number: u64,
     ) -> Result<Self> {
         let full = Arc::new(full_segment()?);
         let head = || StreamHead { active: ArcSwap::from(Arc::clone(&full)), turn: Mutex::default() };
-        let all = segments.iter().chain(&spares);
-        let map = all.map(|segment| (segment.number(), Arc::clone(segment))).collect();
+        let map = segments.iter().map(|segment| (segment.number(), Arc::clone(segment))).collect();
         Ok(Journal {
             storage,
             options,
             map: ArcSwap::from_pointee(SegmentMap(map)),
             map_writer: Mutex::default(),
             streams: std::array::from_fn(|_| head()),
-            spares: Mutex::new(Spares { ready: spares.into(), next_number }),
+            spares: Mutex::default(),
+            next_number: Mutex::new(next_number),
+            // One for each of the two streams that every operation writes to.
+            wanted_spares: AtomicUsize::new(2),
             retired: Mutex::default(),
+            sealing: Mutex::default(),
             poison: Poison::default(),
-            bell: Bell::default(),
+            spare_bell: Bell::default(),
+            seal_bell: Bell::default(),
             syncs: AtomicU64::new(0),
         })
     }
@@ -207,19 +247,23 @@ impl Journal {
         Some(Claim { journal: self, segment, start, len, open: true })
     }
 
-    /// Claims space, fetching a new segment if need be. Not to be called under a shard lock.
-    pub(crate) fn claim_or_turn(&self, stream: Stream, len: u64) -> Result<Claim<'_>> {
+    /// Claims space for upkeep, fetching a new segment if need be. Not to be called under a shard lock.
+    pub(crate) fn claim_for_upkeep(&self, stream: Stream, len: u64) -> Result<Claim<'_>> {
         loop {
             self.poison.check()?;
             match self.claim(stream, len) {
                 Some(claim) => return Ok(claim),
-                None => self.turn(stream)?,
+                None => self.turn_for(stream, Purpose::Upkeep)?,
             }
         }
     }
 
     /// Gives the stream a new segment, unless another caller just did.
     pub(crate) fn turn(&self, stream: Stream) -> Result<()> {
+        self.turn_for(stream, Purpose::Callers)
+    }
+
+    fn turn_for(&self, stream: Stream, purpose: Purpose) -> Result<()> {
         let head = &self.streams[stream.0];
         let _turn = head.turn.lock();
         let full = head.active.load_full();
@@ -227,7 +271,7 @@ impl Journal {
             return Ok(());
         }
         self.poison.check()?;
-        let next = self.take_spare(stream)?;
+        let next = self.take_segment(purpose)?;
         if stream == Stream::RESERVATIONS {
             next.set_reservations();
         }
@@ -235,49 +279,83 @@ impl Journal {
         if full.number() > 0 {
             self.retired.lock().push_back(full);
         }
-        self.bell.ring();
+        self.spare_bell.ring();
+        self.seal_bell.ring();
         Ok(())
     }
 
-    fn take_spare(&self, stream: Stream) -> Result<Arc<Segment>> {
-        let mut spares = self.spares.lock();
-        if let Some(spare) = spares.ready.pop_front() {
+    fn take_segment(&self, purpose: Purpose) -> Result<Arc<Segment>> {
+        let kept_back = match purpose {
+            Purpose::Callers => HELD_BACK,
+            Purpose::Upkeep => 0,
+        };
+        // In order of number, so the one to keep back is never the one to give out.
+        let take = || Some(&mut *self.spares.lock()).filter(|spares| spares.len() > kept_back)?.pop_front();
+        if let Some(spare) = take() {
             return Ok(spare);
         }
-        self.make_segment(&mut spares, stream)
+        let wanted = self.wanted_spares.load(Ordering::Relaxed);
+        self.wanted_spares.store((wanted + 1).min(MOST_SPARES), Ordering::Relaxed);
+        let mut next_number = self.next_number.lock();
+        // Another thread may just have made one.
+        if let Some(spare) = take() {
+            return Ok(spare);
+        }
+        let made = self.make_segment(&mut next_number)?;
+        let mut spares = self.spares.lock();
+        spares.push_back(made);
+        Ok(spares.pop_front().expect("one was just added"))
     }
 
-    /// Makes a spare if there is none; `true` if it did.
+    /// Makes a spare if there are too few; `true` if it did.
     pub(crate) fn prepare_spare(&self) -> Result<bool> {
-        let mut spares = self.spares.lock();
-        if !spares.ready.is_empty() {
+        let mut next_number = self.next_number.lock();
+        let wanted = if self.has_room() { self.wanted_spares.load(Ordering::Relaxed) } else { 0 };
+        if self.spares.lock().len() >= HELD_BACK + wanted {
             return Ok(false);
         }
-        let spare = self.make_segment(&mut spares, Stream::RESERVATIONS)?;
-        spares.ready.push_back(spare);
+        let spare = self.make_segment(&mut next_number)?;
+        self.spares.lock().push_back(spare);
         Ok(true)
     }
 
-    fn make_segment(&self, spares: &mut Spares, stream: Stream) -> Result<Arc<Segment>> {
-        let len = self.options.segment_len;
-        if let Some(max_bytes) = self.options.max_bytes {
-            // Reservations stop two segments early, to leave room for the answers of those that run.
-            let kept_back = if stream == Stream::RESERVATIONS { 2 * len } else { 0 };
+    /// Notes that no segment was needed for a while: one spare is enough.
+    pub(crate) fn want_fewer_spares(&self) {
+        self.wanted_spares.store(1, Ordering::Relaxed);
+    }
+
+    /// Whether `max_bytes` leaves so many segments that more reservations may be granted.
+    #[inline]
+    pub(crate) fn has_room(&self) -> bool {
+        self.options.max_bytes.is_none_or(|max_bytes| {
             let segments = self.map.load().0.len() as u64;
-            if (segments + 1).saturating_mul(len).saturating_add(kept_back) > max_bytes {
-                return Err(Error::new(
-                    ErrorKind::Full,
-                    format!(
-                        "the journal's {segments} segments of {len} bytes leave no room under max_bytes = {max_bytes}"
-                    ),
-                ));
-            }
+            (segments + ROOM_FOR_ANSWERS) * self.options.segment_len <= max_bytes
+        })
+    }
+
+    pub(crate) fn full(&self) -> Error {
+        let (segments, len) = (self.map.load().0.len(), self.options.segment_len);
+        let max_bytes = self.options.max_bytes.unwrap_or(u64::MAX);
+        Error::new(
+            ErrorKind::Full,
+            format!(
+                "the journal's {segments} segments of {len} bytes leave too little room under max_bytes = {max_bytes}; \
+                 wait for keys to expire, or erase some"
+            ),
+        )
+    }
+
+    fn make_segment(&self, next_number: &mut u64) -> Result<Arc<Segment>> {
+        let len = self.options.segment_len;
+        let segments = self.map.load().0.len() as u64;
+        if self.options.max_bytes.is_some_and(|max_bytes| (segments + 1) * len > max_bytes) {
+            return Err(self.full());
         }
-        let number = spares.next_number;
+        let number = *next_number;
         let header = SegmentHeader { store_id: self.options.store_id, number, len };
         let name = segment_name(number);
         let blob = self.storage.create(&name, len, &header.encode())?;
-        spares.next_number += 1;
+        *next_number += 1;
         let binding = Binding::new(&self.options.store_id, number);
         let base = number << len.trailing_zeros();
         let segment = Segment::fresh(number, base, binding, blob)
@@ -294,13 +372,15 @@ impl Journal {
         self.map.store(Arc::new(map));
     }
 
-    /// Seals one full segment; `true` if there was one. The reservations segment active now has to outlive it.
+    /// Seals one full segment; `true` if there was one. All reservations segments of now have to go before it.
     pub(crate) fn seal_one(&self) -> Result<bool> {
+        let _sealing = self.sealing.lock();
         let Some(segment) = self.retired.lock().front().cloned() else { return Ok(false) };
-        segment.set_masks(self.active_number(Stream::RESERVATIONS));
+        let reservations =
+            self.map.load().iter().filter(|segment| segment.has_reservations()).map(|s| s.number()).max();
+        segment.set_masks(reservations.unwrap_or(0));
         segment.seal(&self.poison)?;
-        // Several threads may have sealed the same one.
-        self.retired.lock().retain(|retired| !Arc::ptr_eq(retired, &segment));
+        self.retired.lock().pop_front();
         Ok(true)
     }
 
@@ -364,8 +444,8 @@ impl Journal {
         if active.number() > 0 {
             return active.horizon();
         }
-        let spares = self.spares.lock();
-        let next = spares.ready.front().map_or(spares.next_number, |spare| spare.number());
+        let next_number = self.next_number.lock();
+        let next = self.spares.lock().front().map_or(*next_number, |spare| spare.number());
         next << self.options.segment_len.trailing_zeros()
     }
 
@@ -391,7 +471,7 @@ impl Journal {
     }
 }
 
-/// Wakes the thread that makes spares and seals.
+/// Wakes a thread that has something to do now.
 #[derive(Debug, Default)]
 pub(crate) struct Bell {
     rung: Mutex<bool>,
@@ -404,13 +484,13 @@ impl Bell {
         self.ring.notify_all();
     }
 
-    /// Sleeps until rung, at most for `limit`.
-    pub(crate) fn wait(&self, limit: Duration) {
+    /// Sleeps until rung, at most for `limit`; whether it was rung.
+    pub(crate) fn wait(&self, limit: Duration) -> bool {
         let mut rung = self.rung.lock();
         if !*rung {
             self.ring.wait_for(&mut rung, limit);
         }
-        *rung = false;
+        std::mem::take(&mut *rung)
     }
 }
 
@@ -452,6 +532,12 @@ impl Claim<'_> {
 
     pub(crate) fn segment(&self) -> &Segment {
         &self.segment
+    }
+
+    /// A handle to the payload of the record that is going to be written.
+    #[inline]
+    pub(crate) fn handle(&self, meta: &Meta, key_len: usize, payload_len: usize) -> Record {
+        self.segment.handle(self.lsn(), meta, key_len, payload_len)
     }
 
     /// Writes the record; with `sync` it returns when the record survives a power cut.

@@ -150,7 +150,7 @@ fn next_record(bytes: &[u8], binding: Binding, from: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::codec::{Meta, encode_header};
+    use crate::journal::codec::{Meta, encode};
     use proptest::prelude::*;
 
     const LEN: usize = 16 * 1024;
@@ -167,9 +167,9 @@ mod tests {
         let mut starts = Vec::new();
         for &(kind, fence) in kinds {
             let payload = [at as u8; 16];
-            let header = encode_header(binding(), at, &Meta::bare(kind, fence, 5), 0, payload.len(), &[&payload]);
-            bytes[at as usize..][..64].copy_from_slice(&header);
-            bytes[at as usize + 64..][..16].copy_from_slice(&payload);
+            let meta = Meta::bare(kind, fence, 5);
+            let record = encode(binding(), at, &meta, &[], &payload, |parts| parts.concat());
+            bytes[at as usize..][..80].copy_from_slice(&record);
             starts.push(at);
             at += 80;
         }

@@ -12,7 +12,8 @@ use super::media::Blob;
 use super::mmap::Region;
 use super::watermark::Watermark;
 use crate::error::Error;
-use crossbeam_utils::CachePadded;
+use crate::record::Record;
+use crossbeam_utils::{Backoff, CachePadded};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,11 +26,15 @@ const FILL: u64 = 1 << 40;
 
 /// Keeps a record's bytes in place: mapped, also after its segment was removed, and not scrubbed.
 #[derive(Clone, Debug)]
-pub(crate) struct Pin(Arc<Arc<Region>>);
+pub(crate) struct Pin(Arc<Stripe>);
+
+/// Some of a segment's records; handles to them share its count.
+#[derive(Debug)]
+struct Stripe(Arc<Region>);
 
 impl Pin {
     pub(crate) fn bytes(&self, range: std::ops::Range<usize>) -> Option<&[u8]> {
-        self.0.bytes(range)
+        self.0.0.bytes(range)
     }
 }
 
@@ -49,7 +54,7 @@ pub(crate) struct Segment {
     binding: Binding,
     blob: Arc<dyn Blob>,
     region: Arc<Region>,
-    stripes: Box<[Arc<Arc<Region>>]>,
+    stripes: Box<[Arc<Stripe>]>,
     tail: CachePadded<AtomicU64>,
     published: CachePadded<Watermark>,
     /// Records in the high half, live ones in the low half.
@@ -57,6 +62,8 @@ pub(crate) struct Segment {
     end: AtomicU64,
     sealed: AtomicBool,
     reservations: AtomicBool,
+    /// Whether some caller was promised that its records here survive a power cut.
+    promised: AtomicBool,
     commit: GroupCommit,
     /// End of the last mark that nothing was written before or after since.
     marked: AtomicU64,
@@ -87,8 +94,7 @@ impl Segment {
     ) -> io::Result<Self> {
         let region = blob.map()?;
         let len = blob.len();
-        // Each stripe is a count of its own, so the double indirection is the point.
-        let stripes = (0..STRIPES).map(|_| Arc::new(Arc::clone(&region))).collect();
+        let stripes = (0..STRIPES).map(|_| Arc::new(Stripe(Arc::clone(&region)))).collect();
         Ok(Segment {
             number,
             base,
@@ -103,6 +109,7 @@ impl Segment {
             end: AtomicU64::new(end.unwrap_or(UNSET)),
             sealed: AtomicBool::new(end.is_some()),
             reservations: AtomicBool::new(false),
+            promised: AtomicBool::new(end.is_some()),
             commit: GroupCommit::new(published),
             marked: AtomicU64::new(published),
             noted: AtomicU64::new(published),
@@ -155,8 +162,8 @@ impl Segment {
     }
 
     /// Whether some caller was promised that its records here survive a power cut.
-    pub(crate) fn has_synced(&self) -> bool {
-        self.commit.durable() > SEGMENT_HEAD
+    pub(crate) fn is_promised(&self) -> bool {
+        self.promised.load(Ordering::Acquire)
     }
 
     /// Whether this is a segment of the reservations stream.
@@ -201,17 +208,13 @@ impl Segment {
     /// Writes a record into claimed space and publishes it (J2), also when the write failed: then all is poisoned.
     #[inline]
     pub(crate) fn put(&self, start: u64, meta: &Meta, key: &[&[u8]], payload: &[u8], poison: &Poison) {
-        let key_len = key.iter().map(|part| part.len()).sum::<usize>();
-        let mut parts: [&[u8]; 7] = [b""; 7];
-        parts[1..=key.len()].copy_from_slice(key);
-        parts[key.len() + 1] = payload;
-        let header = codec::encode_header(self.binding, start, meta, key_len, payload.len(), &parts[1..key.len() + 2]);
-        parts[0] = &header;
-        parts[key.len() + 2] = codec::padding(key_len + payload.len());
-        if let Err(error) = self.blob.append(start, &parts[..key.len() + 3]) {
+        let (len, written) = codec::encode(self.binding, start, meta, key, payload, |parts| {
+            let len = parts.iter().map(|part| part.len() as u64).sum::<u64>();
+            (len, self.blob.append(start, parts))
+        });
+        if let Err(error) = written {
             poison.set("write a record", &error);
         }
-        let len = (HEADER + key_len + payload.len()).next_multiple_of(8) as u64;
         self.published.publish(start, start + len);
     }
 
@@ -230,11 +233,23 @@ impl Segment {
     /// Waits until every claim made so far is published.
     pub(crate) fn quiesce(&self) {
         let tail = self.tail.load(Ordering::Acquire);
-        self.published.wait_for(self.end().unwrap_or(tail).min(tail));
+        if tail <= self.len - HEADER as u64 {
+            return self.published.wait_for(tail);
+        }
+        // The claim that overran the end is just about to say where that was (J1).
+        let backoff = Backoff::new();
+        let end = loop {
+            match self.end() {
+                Some(end) => break end,
+                None => backoff.snooze(),
+            }
+        };
+        self.published.wait_for(end);
     }
 
     /// Returns when everything below `upto` survives a power cut.
     pub(crate) fn make_durable(&self, upto: u64, poison: &Poison) -> Result<(), Error> {
+        self.promised.store(true, Ordering::Release);
         let led = self.commit.wait(upto, poison, || self.published(), || self.blob.sync())?;
         if led {
             self.mark(poison);
@@ -323,14 +338,16 @@ impl Segment {
         })
     }
 
-    fn stripe(&self, lsn: u64) -> &Arc<Arc<Region>> {
+    fn stripe(&self, lsn: u64) -> &Arc<Stripe> {
         let stripe = (lsn / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
         &self.stripes[stripe as usize]
     }
 
+    /// A handle to the payload of the record at an LSN.
     #[inline]
-    pub(crate) fn pin(&self, lsn: u64) -> Pin {
-        Pin(Arc::clone(self.stripe(lsn)))
+    pub(crate) fn handle(&self, lsn: u64, meta: &Meta, key_len: usize, payload_len: usize) -> Record {
+        let start = (lsn - self.base) as usize + HEADER + key_len;
+        Record::new(Pin(Arc::clone(self.stripe(lsn))), start, payload_len, meta)
     }
 
     /// Whether a handle to this record, or to another of its stripe, is out.
@@ -344,7 +361,7 @@ impl Segment {
     /// Overwrites the record's key, payload and fingerprint with zeros (M3 of `mmap`: the caller excluded readers).
     pub(crate) fn scrub(&self, lsn: u64, len: u64) -> io::Result<()> {
         let at = lsn - self.base;
-        self.blob.overwrite(at, &scrubbed(self.binding, at, len))
+        self.blob.overwrite(at, &codec::encode_blank(self.binding, at, Kind::Scrubbed, len))
     }
 
     #[inline]
@@ -374,12 +391,4 @@ impl Segment {
         let both = self.population.load(Ordering::Relaxed);
         Population { records: (both >> 32) as u32, live: both as u32 }
     }
-}
-
-/// What an erased record of `len` bytes looks like.
-pub(crate) fn scrubbed(binding: Binding, at: u64, len: u64) -> Vec<u8> {
-    let payload = vec![0; len as usize - HEADER];
-    let meta = Meta::bare(Kind::Scrubbed, 0, 0);
-    let header = codec::encode_header(binding, at, &meta, 0, payload.len(), &[&payload]);
-    [&header[..], &payload].concat()
 }

@@ -119,6 +119,12 @@ impl Table {
         &self.slots[at]
     }
 
+    /// The slot there, if the table still is that large.
+    #[inline]
+    pub(crate) fn get(&self, at: usize) -> Option<&Slot> {
+        self.slots.get(at)
+    }
+
     #[inline]
     pub(crate) fn slot_mut(&mut self, at: usize) -> &mut Slot {
         &mut self.slots[at]

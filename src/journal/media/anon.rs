@@ -19,16 +19,14 @@ impl Storage for AnonMedia {
             .map_err(|source| Error::io("map memory for a segment", &self.path(name), source))?;
         // Only advice: without huge pages the store is slower, not wrong.
         region.advise_huge().ok();
+        // Likewise: faulted in here, it is done by the thread that makes spares.
+        region.populate(0..len as usize).ok();
         region.write(0, header);
         Ok(Arc::new(AnonBlob(Arc::new(region))))
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Blob>> {
         Err(Error::io("open", &self.path(name), io::ErrorKind::NotFound.into()))
-    }
-
-    fn reopen_spare(&self, name: &str, _len: u64) -> Result<Arc<dyn Blob>> {
-        self.open(name)
     }
 
     fn remove(&self, _name: &str) -> Result<()> {

@@ -51,7 +51,19 @@ impl FileMedia {
         self.allocate(&file, len).map_err(fail("allocate a segment"))?;
         file.write_all_at(header, 0).map_err(fail("write a segment's header"))?;
         file.sync_all().map_err(fail("sync a new segment"))?;
-        self.map_for_appends(file, len).map_err(fail("map a segment"))
+        if !self.mapped_writes {
+            let region = Region::read_only(&file).map_err(fail("map a segment"))?;
+            return Ok(FileBlob { file, len, region: Some(Arc::new(region)), write_through: false });
+        }
+        let region = Region::writable(&file, self.zero_fill).map_err(fail("map a segment"))?;
+        // A write fault dirties its page, and the first sync would then write the whole segment once more.
+        if !self.zero_fill {
+            for at in (0..len as usize).step_by(POPULATE_STEP) {
+                let step = at..(at + POPULATE_STEP).min(len as usize);
+                region.populate(step).map_err(fail("fault a segment in"))?;
+            }
+        }
+        Ok(FileBlob { file, len, region: Some(Arc::new(region)), write_through: true })
     }
 
     /// Makes sure that no later store into the file has to find space for it.
@@ -67,27 +79,6 @@ impl FileMedia {
             }
         }
         Ok(())
-    }
-
-    fn map_for_appends(&self, file: File, len: u64) -> io::Result<FileBlob> {
-        if !self.mapped_writes {
-            let region = Some(Arc::new(Region::read_only(&file)?));
-            return Ok(FileBlob { file, len, region, write_through: false });
-        }
-        let region = Region::writable(&file)?;
-        // A write fault dirties its page, and the first sync would then write the whole segment once more.
-        if !self.zero_fill {
-            for at in (0..len as usize).step_by(POPULATE_STEP) {
-                region.populate(at..(at + POPULATE_STEP).min(len as usize))?;
-            }
-        }
-        Ok(FileBlob { file, len, region: Some(Arc::new(region)), write_through: true })
-    }
-
-    fn open_segment(&self, name: &str) -> Result<File> {
-        let path = self.path(name);
-        open_regular(OpenOptions::new().read(true).write(true), &path)
-            .map_err(|source| Error::io("open a segment", &path, source))
     }
 }
 
@@ -126,19 +117,11 @@ impl Storage for FileMedia {
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Blob>> {
-        let file = self.open_segment(name)?;
-        let len = file.metadata().map_err(|source| Error::io("open a segment", &self.path(name), source))?.len();
+        let path = self.path(name);
+        let fail = |source| Error::io("open a segment", &path, source);
+        let file = open_regular(OpenOptions::new().read(true).write(true), &path).map_err(fail)?;
+        let len = file.metadata().map_err(fail)?.len();
         Ok(Arc::new(FileBlob { file, len, region: None, write_through: false }))
-    }
-
-    fn reopen_spare(&self, name: &str, len: u64) -> Result<Arc<dyn Blob>> {
-        let file = self.open_segment(name)?;
-        // Its blocks may have got lost, as when the directory was copied.
-        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len)
-            .or_else(|errno| if errno == rustix::io::Errno::OPNOTSUPP { Ok(()) } else { Err(errno) })
-            .map_err(|errno| Error::io("allocate a segment", &self.path(name), errno.into()))?;
-        let blob = self.map_for_appends(file, len);
-        Ok(Arc::new(blob.map_err(|source| Error::io("map a segment", &self.path(name), source))?))
     }
 
     fn remove(&self, name: &str) -> Result<()> {
@@ -349,8 +332,9 @@ static OPEN_HERE: Mutex<Option<HashSet<(u64, u64)>>> = Mutex::new(None);
 /// Keeps every other opener out. The lock file is never removed: a new one would be another lock.
 #[derive(Debug)]
 struct DirLock {
-    _file: File,
+    file: File,
     id: (u64, u64),
+    process: u32,
 }
 
 impl DirLock {
@@ -375,12 +359,18 @@ impl DirLock {
         }
         file.set_permissions(Permissions::from_mode(0o600)).map_err(fail)?;
         open_here.insert(id);
-        Ok(DirLock { _file: file, id })
+        Ok(DirLock { file, id, process: std::process::id() })
     }
 }
 
 impl Drop for DirLock {
     fn drop(&mut self) {
+        // A child that inherited the lock must not undo its parent's.
+        if self.process != std::process::id() {
+            return;
+        }
+        // Closing the file is not enough while a child that is about to start a program has a copy of it.
+        self.file.unlock().ok();
         if let Some(open_here) = OPEN_HERE.lock().as_mut() {
             open_here.remove(&self.id);
         }

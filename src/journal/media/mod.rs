@@ -45,9 +45,6 @@ pub(crate) trait Storage: Debug + Send + Sync {
     /// Opens a blob for recovery.
     fn open(&self, name: &str) -> Result<Arc<dyn Blob>>;
 
-    /// Opens a blob that nothing was written to, to be written like one just created.
-    fn reopen_spare(&self, name: &str, len: u64) -> Result<Arc<dyn Blob>>;
-
     /// Takes a name away; durable after [`sync_names`](Storage::sync_names).
     fn remove(&self, name: &str) -> Result<()>;
 

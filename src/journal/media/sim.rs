@@ -264,10 +264,6 @@ impl Storage for SimStorage {
         Ok(Arc::new(SimBlob { disk: self.0.clone(), file }))
     }
 
-    fn reopen_spare(&self, name: &str, _len: u64) -> Result<Arc<dyn Blob>> {
-        self.open(name)
-    }
-
     fn remove(&self, name: &str) -> Result<()> {
         self.0.enter(DiskOp::Remove).map_err(|source| Error::io("remove", &self.path(name), source))?;
         let mut disk = self.0.0.lock();
