@@ -82,3 +82,7 @@ pub use store::{Erasure, MAX_LEASE, Mismatch, Outcome, Store};
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
 pub mod testing;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

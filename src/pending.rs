@@ -96,14 +96,13 @@ impl Pending {
         let Some(at) = shard.find_fence(tag, self.fence, &engine.journal, &map) else {
             return Ok(Look::Over(Wait::Retry));
         };
-        let Some(at) = engine.settle(&mut shard, &map, at, tag, now_ms)? else {
+        let Some(record) = engine.settle(&mut shard, &map, at, tag, now_ms)? else {
             return Ok(Look::Over(Wait::Retry));
         };
         let slot = shard.table.slot(at);
         let word = slot.word();
         match word.phase() {
             Phase::Completed => {
-                let record = engine.journal.record(&map, word.lsn())?;
                 let record = engine.record_of(&map, word.lsn(), &record)?;
                 shard.counts.replayed += 1;
                 Ok(Look::Over(Wait::Replay(record)))

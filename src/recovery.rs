@@ -350,7 +350,9 @@ fn classify(
             report.cut.push(damage("written but never acknowledged as durable"));
         }
         if is_tail {
-            repair.cut = Some(*gap);
+            // There may be several: records whose headers are whole and whose payloads are not.
+            let start = repair.cut.map_or(gap.start, |cut| cut.start);
+            repair.cut = Some(Gap { start, ..*gap });
         } else if gap.end - gap.start >= HEADER as u64 {
             repair.pads.push(*gap);
         } else {

@@ -425,22 +425,21 @@ impl Engine {
     /// Finds the key's state, and claims the key if it is free; all under one lock, without I/O.
     #[inline]
     fn decide<'e>(self: &'e Arc<Self>, request: &Request<'_>, terms: &Terms, hash: u64) -> Result<Decision<'e>> {
-        let now_ms = self.clock.now_ms();
         let tag = tag_of(hash);
         let mut shard = self.shards.of(hash);
         let map = self.journal.segments();
         let probe = shard.find_key(&self.journal, &map, tag, &request.key)?;
+        let now_ms = self.clock.now_ms();
         let at = match probe {
             Probe::Unsettled(word) => return Ok(Decision::Retry(Obstacle::Unsettled(word.lsn()))),
             Probe::Absent => return self.claim_vacant(&mut shard, terms, request, tag, now_ms),
             Probe::Found(at) => at,
         };
-        let Some(at) = self.settle(&mut shard, &map, at, tag, now_ms)? else {
+        let Some(record) = self.settle(&mut shard, &map, at, tag, now_ms)? else {
             return self.claim_vacant(&mut shard, terms, request, tag, now_ms);
         };
         let slot = shard.table.slot(at);
         let word = slot.word();
-        let record = self.journal.record(&map, word.lsn())?;
         let state = shard.state(slot, record.fence(), record.deadline_ms());
         let matches = record.fingerprint() == request.fingerprint;
         match state::step(state, Event::Reserve { matches }) {
@@ -566,16 +565,16 @@ impl Engine {
         shard.wake(fence);
     }
 
-    /// Applies the time to a slot: a lease or a retention may be over. `None` if the key is vacant now.
+    /// Applies the time to a slot: a lease or a retention may be over. `None` if the key is vacant now, else its record.
     #[inline]
-    pub(crate) fn settle(
+    pub(crate) fn settle<'m>(
         &self,
         shard: &mut Shard,
-        map: &SegmentMap,
+        map: &'m SegmentMap,
         at: usize,
         tag: u32,
         now_ms: u64,
-    ) -> Result<Option<usize>> {
+    ) -> Result<Option<RecordRef<'m>>> {
         let slot = shard.table.slot(at);
         let record = self.journal.record(map, slot.word().lsn())?;
         let fence = record.fence();
@@ -583,7 +582,7 @@ impl Engine {
         match state::step(state, Event::Elapse(now_ms)) {
             Transition::To(Phase::Interrupted) => {
                 self.lapse(shard, at, tag, fence, now_ms);
-                Ok(Some(at))
+                Ok(Some(record))
             }
             Transition::To(Phase::Vacant) => {
                 shard.counts.expired += 1;
@@ -595,7 +594,7 @@ impl Engine {
             | Transition::Replay
             | Transition::InFlight
             | Transition::Mismatch
-            | Transition::Fenced => Ok(Some(at)),
+            | Transition::Fenced => Ok(Some(record)),
         }
     }
 
@@ -660,12 +659,11 @@ impl Engine {
         let mut shard = self.shards.of(hash);
         let map = self.journal.segments();
         let Probe::Found(at) = shard.find_key(&self.journal, &map, tag, &request.key)? else { return Ok(None) };
-        let Some(at) = self.settle(&mut shard, &map, at, tag, now_ms)? else { return Ok(None) };
+        let Some(record) = self.settle(&mut shard, &map, at, tag, now_ms)? else { return Ok(None) };
         let word = shard.table.slot(at).word();
         if word.phase() != Phase::Completed {
             return Ok(None);
         }
-        let record = self.journal.record(&map, word.lsn())?;
         Ok(Some(self.record_of(&map, word.lsn(), &record)?))
     }
 

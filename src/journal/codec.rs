@@ -159,7 +159,7 @@ impl Binding {
 }
 
 /// Records up to this length are put together in one place first: one checksum over whole words, one copy.
-const SMALL: usize = 640;
+const SMALL: usize = 384;
 
 /// Aligned, so that checksums are taken by whole words.
 #[repr(align(8))]
