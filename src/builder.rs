@@ -293,7 +293,7 @@ impl Builder {
             hasher,
             shards,
             journal,
-            space: Mutex::new(()),
+            space: Mutex::default(),
             auto_renewed: DashMap::new(),
             keys: AtomicU64::new(keys),
             report,

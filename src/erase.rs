@@ -5,7 +5,8 @@
 //!    can be taken. A verdict that its owner claimed space for before is waited for.
 //! 3. Every segment is read for records of the key, of any age. What they consist of is made durable, and then a note of
 //!    where they are; the note holds no key. From here on a crash is followed by the rest of the work.
-//! 4. Handles still out are waited for, then the records are overwritten, and that is synced.
+//! 4. The records are overwritten, and that is synced. Those that somebody holds a handle to are waited for, and if that
+//!    takes too long left to upkeep, which until then keeps their segments, and the note in the journal.
 //!
 //! All of it holds the `space` lock, so that no record is moved or removed meanwhile.
 
@@ -18,6 +19,7 @@ use crate::key::{Key, Request};
 use crate::state::{self, Event, Phase, Transition};
 use crate::store::{Engine, Erasure};
 use crate::table::{Probe, tag_of};
+use parking_lot::MutexGuard;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,7 +42,7 @@ impl Engine {
 
     /// Erases the keys that are meant; if it is one key, it is given too.
     fn erase(&self, is_meant: &dyn Fn(&Key<'_>) -> bool, only: Option<&Key<'_>>) -> Result<Erasure> {
-        let _space = self.space.lock();
+        let mut space = self.space.lock();
         self.journal.poison.check()?;
         let horizon = self.journal.horizon();
         self.journal.quiesce();
@@ -70,8 +72,20 @@ impl Engine {
             }));
         }
         erasure.records = targets.len() as u64;
-        for targets in targets.chunks(TARGETS) {
-            self.overwrite(targets)?;
+        let news: Vec<Target> = targets.iter().copied().filter(|target| !space.unfinished.contains(target)).collect();
+        self.overwrite(&mut space, &news)?;
+        let until = Instant::now() + PATIENCE;
+        while targets.iter().any(|target| space.unfinished.contains(target)) {
+            if Instant::now() >= until {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    "the key is gone, but a Record handle to one of its answers is still held; its bytes will be \
+                     overwritten by the store's upkeep once that is dropped",
+                ));
+            }
+            // Readers end without telling anybody.
+            MutexGuard::unlocked(&mut space, || std::thread::sleep(Duration::from_micros(500)));
+            self.overwrite_unfinished(&mut space)?;
         }
         Ok(erasure)
     }
@@ -110,46 +124,55 @@ impl Engine {
         }
     }
 
-    /// Overwrites records that no slot points to. The caller holds the `space` lock.
-    pub(crate) fn overwrite(&self, targets: &[Target]) -> Result<()> {
+    /// Overwrites records that no slot points to, as far as nobody holds a handle to them.
+    pub(crate) fn overwrite(&self, space: &mut Space, targets: &[Target]) -> Result<()> {
         // A record that isn't durable could be lost in a power cut, and the note would then point into nothing.
         self.journal.sync_all()?;
-        let note = Target::encode(targets);
-        let len = codec::record_len(0, note.len()).expect("a note is shorter than any limit");
-        let claim = self.journal.claim_for_upkeep(Stream::RESERVATIONS, len)?;
-        claim.write(&Meta::bare(Kind::Erase, 0, 0), &[], &note, true)?;
+        space.unfinished.extend_from_slice(targets);
+        self.note_unfinished(space)?;
+        self.overwrite_unfinished(space)
+    }
+
+    /// Writes down what is still to be overwritten, for whoever opens the store after a crash.
+    pub(crate) fn note_unfinished(&self, space: &Space) -> Result<()> {
+        for targets in space.unfinished.chunks(TARGETS) {
+            let note = Target::encode(targets);
+            let len = codec::record_len(0, note.len()).expect("a note is shorter than any limit");
+            let claim = self.journal.claim_for_upkeep(Stream::RESERVATIONS, len)?;
+            claim.write(&Meta::bare(Kind::Erase, 0, 0), &[], &note, true)?;
+        }
+        Ok(())
+    }
+
+    /// Overwrites what is noted and not held any more, durably.
+    pub(crate) fn overwrite_unfinished(&self, space: &mut Space) -> Result<()> {
         let map = self.journal.segments();
-        let until = Instant::now() + PATIENCE;
         let poisoned = |doing: &'static str, lsn: u64| {
             move |source: std::io::Error| {
                 self.journal.poison.set(doing, &source);
                 Error::io(doing, &self.journal.path_of(lsn), source)
             }
         };
-        let mut is_busy = false;
-        for target in targets {
+        let (held, free): (Vec<Target>, Vec<Target>) = space.unfinished.iter().copied().partition(|target| {
+            map.get(self.journal.number_of(target.lsn)).is_some_and(|segment| segment.is_pinned(target.lsn))
+        });
+        for target in &free {
             let segment = self.journal.segment(&map, target.lsn)?;
-            while segment.is_pinned(target.lsn) && Instant::now() < until {
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            if segment.is_pinned(target.lsn) {
-                is_busy = true;
-            } else {
-                segment.scrub(target.lsn, target.len).map_err(poisoned("overwrite a record", target.lsn))?;
-            }
+            segment.scrub(target.lsn, target.len).map_err(poisoned("overwrite a record", target.lsn))?;
         }
-        let mut lsns: Vec<u64> = targets.iter().map(|target| target.lsn).collect();
+        let mut lsns: Vec<u64> = free.iter().map(|target| target.lsn).collect();
         lsns.dedup_by_key(|lsn| self.journal.number_of(*lsn));
         for lsn in lsns {
             self.journal.segment(&map, lsn)?.blob().sync().map_err(poisoned("sync an erasure", lsn))?;
         }
-        if is_busy {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                "the key is gone, but a Record handle to one of its answers is still held; drop it, and erase again \
-                 to overwrite the bytes",
-            ));
-        }
+        space.unfinished = held;
         Ok(())
     }
+}
+
+/// What the `space` lock protects beside the journal's space.
+#[derive(Debug, Default)]
+pub(crate) struct Space {
+    /// Records to overwrite as soon as no handle to them is left. Their segments stay, and so does the note of them.
+    pub(crate) unfinished: Vec<Target>,
 }

@@ -12,6 +12,7 @@
 //! - **U5** A copy is durable before its original goes. A copied reservation whose original was superseded while it was
 //!   being copied is overwritten at once, since what masks the original need not outlive the copy.
 
+use crate::erase::Space;
 use crate::error::{Error, Result};
 use crate::journal::Stream;
 use crate::journal::reader::Target;
@@ -174,12 +175,15 @@ impl Engine {
 
     /// Gives space back: removes what is dead, and moves survivors out of what is mostly dead.
     fn reclaim(&self, budget: usize, done: &mut Maintained) -> Result<()> {
-        let _space = self.space.lock();
+        let mut space = self.space.lock();
         self.journal.poison.check()?;
+        if !space.unfinished.is_empty() {
+            self.overwrite_unfinished(&mut space)?;
+        }
         let mut left = budget;
         loop {
-            self.remove_dead_reservations(done)?;
-            let pinned = self.remove_dead_answers(done)?;
+            self.remove_dead_reservations(&space, done)?;
+            let pinned = self.remove_dead_answers(&space, done)?;
             if pinned.is_some_and(|masks| masks >= self.journal.active_number(Stream::RESERVATIONS))
                 && self.journal.active_number(Stream::RESERVATIONS) > 0
             {
@@ -194,7 +198,7 @@ impl Engine {
                 done.has_more = true;
                 return Ok(());
             }
-            if !self.relocate(&victim, &mut left, done)? {
+            if !self.relocate(&mut space, &victim, &mut left, done)? {
                 return Ok(());
             }
         }
@@ -213,16 +217,22 @@ impl Engine {
         segments
     }
 
-    fn remove_dead_reservations(&self, done: &mut Maintained) -> Result<()> {
+    fn remove_dead_reservations(&self, space: &Space, done: &mut Maintained) -> Result<()> {
         let oldest = self.oldest_reservations();
-        let dead: Vec<_> =
-            self.sealed_segments(true).into_iter().take_while(|segment| segment.population().live == 0).collect();
+        let dead: Vec<_> = self
+            .sealed_segments(true)
+            .into_iter()
+            .take_while(|segment| segment.population().live == 0 && !self.is_to_be_overwritten(space, segment))
+            .collect();
         // U2: nothing older may be left behind, such as one that waits for its seal.
-        let Some(first) = dead.first().filter(|first| Some(first.number()) == oldest) else { return Ok(()) };
-        debug_assert!(first.is_sealed());
+        if dead.first().is_none_or(|first| Some(first.number()) != oldest) {
+            return Ok(());
+        }
         if dead.iter().any(|segment| segment.is_promised()) {
             self.journal.sync_all()?;
         }
+        // The note of what is still to be overwritten may go with them.
+        self.note_unfinished(space)?;
         for segment in &dead {
             if self.oldest_reservations() != Some(segment.number()) {
                 break;
@@ -233,18 +243,22 @@ impl Engine {
         self.journal.sync_names()
     }
 
+    fn is_to_be_overwritten(&self, space: &Space, segment: &Segment) -> bool {
+        space.unfinished.iter().any(|target| self.journal.number_of(target.lsn) == segment.number())
+    }
+
     fn oldest_reservations(&self) -> Option<u64> {
         let map = self.journal.segments();
         map.iter().filter(|segment| segment.has_reservations()).map(|segment| segment.number()).min()
     }
 
     /// Removes what may go; returns the highest `masks` of the dead that may not go yet.
-    fn remove_dead_answers(&self, done: &mut Maintained) -> Result<Option<u64>> {
+    fn remove_dead_answers(&self, space: &Space, done: &mut Maintained) -> Result<Option<u64>> {
         let oldest = self.oldest_reservations();
         let mut pinned = None;
         let mut removed = 0;
         for segment in self.sealed_segments(false) {
-            if segment.population().live > 0 {
+            if segment.population().live > 0 || self.is_to_be_overwritten(space, &segment) {
                 continue;
             }
             if oldest.is_some_and(|oldest| oldest <= segment.masks()) {
@@ -294,7 +308,7 @@ impl Engine {
     }
 
     /// Moves live records of a segment to the ends of their streams; whether it is empty now.
-    fn relocate(&self, victim: &Segment, left: &mut usize, done: &mut Maintained) -> Result<bool> {
+    fn relocate(&self, space: &mut Space, victim: &Segment, left: &mut usize, done: &mut Maintained) -> Result<bool> {
         let from = match *self.upkeep.relocation.lock() {
             Some((number, lsn)) if number == victim.number() => lsn,
             Some(_) | None => victim.first_lsn(),
@@ -306,7 +320,7 @@ impl Engine {
                 return Ok(false);
             }
             *left -= 1;
-            done.relocated += u64::from(self.relocate_record(victim, lsn)?);
+            done.relocated += u64::from(self.relocate_record(space, victim, lsn)?);
         }
         *self.upkeep.relocation.lock() = None;
         // U5, before the next round removes the original.
@@ -314,7 +328,7 @@ impl Engine {
         Ok(victim.population().live == 0)
     }
 
-    fn relocate_record(&self, victim: &Segment, lsn: u64) -> Result<bool> {
+    fn relocate_record(&self, space: &mut Space, victim: &Segment, lsn: u64) -> Result<bool> {
         let Some(record) = victim.record(lsn) else { return Ok(false) };
         if !record.kind().is_live_kind() {
             return Ok(false);
@@ -353,7 +367,7 @@ impl Engine {
         }
         self.sub_live(copy);
         if victim.has_reservations() {
-            self.overwrite(&[Target { lsn: copy, len: record.len() }])?;
+            self.overwrite(space, &[Target { lsn: copy, len: record.len() }])?;
         }
         Ok(false)
     }

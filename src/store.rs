@@ -10,6 +10,7 @@
 
 use crate::builder::{Builder, Limits};
 use crate::clock::Clock;
+use crate::erase::Space;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
 use crate::journal::codec::{self, Kind, Meta, RecordRef};
@@ -168,7 +169,8 @@ impl Store {
     /// # Errors
     ///
     /// `Busy` if a [`Record`] of the key (or of a few unrelated ones that share its handle count) was held for ten
-    /// seconds: the key is gone, but call again to overwrite the rest. I/O errors, `Poisoned`, `Closed`, `Forked`.
+    /// seconds: the key is gone, and upkeep overwrites the rest when the handle is dropped, or the next opening does. Call
+    /// again to wait for it. I/O errors, `Poisoned`, `Closed`, `Forked`.
     pub fn erase(&self, request: &Request<'_>) -> Result<Erasure> {
         self.engine().erase_key(request)
     }
@@ -265,7 +267,7 @@ pub(crate) struct Engine {
     pub(crate) shards: Shards<Shard>,
     pub(crate) journal: Journal,
     /// Taken by who removes, relocates or overwrites records.
-    pub(crate) space: Mutex<()>,
+    pub(crate) space: Mutex<Space>,
     /// Fences whose lease doesn't run out while their guard lives, with the lease's length in ms.
     pub(crate) auto_renewed: DashMap<u64, u64>,
     /// Keys in all shards, counted only where there is a limit.

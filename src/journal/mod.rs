@@ -75,7 +75,7 @@ const HELD_BACK: usize = 1;
 /// Spares beside that, at the most.
 const MOST_SPARES: usize = 4;
 /// Segments below `max_bytes` that no reservation is granted for, so that operations under way can store their answers.
-const ROOM_FOR_ANSWERS: u64 = 2;
+const ROOM_FOR_ANSWERS: usize = 2;
 
 /// Who needs a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,21 +297,21 @@ impl Journal {
         let wanted = self.wanted_spares.load(Ordering::Relaxed);
         self.wanted_spares.store((wanted + 1).min(MOST_SPARES), Ordering::Relaxed);
         let mut next_number = self.next_number.lock();
-        // Another thread may just have made one.
-        if let Some(spare) = take() {
-            return Ok(spare);
+        loop {
+            // Another thread may just have made one.
+            if let Some(spare) = take() {
+                return Ok(spare);
+            }
+            let made = self.make_segment(&mut next_number)?;
+            self.spares.lock().push_back(made);
         }
-        let made = self.make_segment(&mut next_number)?;
-        let mut spares = self.spares.lock();
-        spares.push_back(made);
-        Ok(spares.pop_front().expect("one was just added"))
     }
 
-    /// Makes a spare if there are too few; `true` if it did.
+    /// Makes a spare if there are too few, and there is room for it; `true` if it did.
     pub(crate) fn prepare_spare(&self) -> Result<bool> {
         let mut next_number = self.next_number.lock();
-        let wanted = if self.has_room() { self.wanted_spares.load(Ordering::Relaxed) } else { 0 };
-        if self.spares.lock().len() >= HELD_BACK + wanted {
+        let wanted = HELD_BACK + self.wanted_spares.load(Ordering::Relaxed);
+        if self.spares.lock().len() >= wanted || self.segments().0.len() as u64 >= self.most_segments() {
             return Ok(false);
         }
         let spare = self.make_segment(&mut next_number)?;
@@ -324,13 +324,18 @@ impl Journal {
         self.wanted_spares.store(1, Ordering::Relaxed);
     }
 
+    fn most_segments(&self) -> u64 {
+        self.options.max_bytes.map_or(u64::MAX, |max_bytes| max_bytes / self.options.segment_len)
+    }
+
     /// Whether `max_bytes` leaves so many segments that more reservations may be granted.
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
-        self.options.max_bytes.is_none_or(|max_bytes| {
-            let segments = self.map.load().0.len() as u64;
-            (segments + ROOM_FOR_ANSWERS) * self.options.segment_len <= max_bytes
-        })
+        if self.options.max_bytes.is_none() {
+            return true;
+        }
+        let in_use = self.segments().0.len() - self.spares.lock().len();
+        (in_use + HELD_BACK + ROOM_FOR_ANSWERS) as u64 <= self.most_segments()
     }
 
     pub(crate) fn full(&self) -> Error {
@@ -347,8 +352,7 @@ impl Journal {
 
     fn make_segment(&self, next_number: &mut u64) -> Result<Arc<Segment>> {
         let len = self.options.segment_len;
-        let segments = self.map.load().0.len() as u64;
-        if self.options.max_bytes.is_some_and(|max_bytes| (segments + 1) * len > max_bytes) {
+        if self.segments().0.len() as u64 >= self.most_segments() {
             return Err(self.full());
         }
         let number = *next_number;
