@@ -103,9 +103,9 @@ impl Engine {
                     done.has_more = true;
                     return Ok(0);
                 }
-                let steps = self.expire_batch(at, left.min(BATCH), done)?;
+                let (steps, is_idle) = self.expire_batch(at, left.min(BATCH), done)?;
                 left -= steps;
-                if steps < BATCH {
+                if is_idle {
                     break;
                 }
             }
@@ -114,17 +114,18 @@ impl Engine {
         Ok(left)
     }
 
-    fn expire_batch(&self, at: usize, most: usize, done: &mut Maintained) -> Result<usize> {
+    /// Up to `most` steps of one shard's wheel: how many there were, and whether nothing more is due.
+    fn expire_batch(&self, at: usize, most: usize, done: &mut Maintained) -> Result<(usize, bool)> {
         let now_ms = self.clock.now_ms();
         let mut shard = self.shards.get(at);
         for steps in 0..most {
             match shard.wheel.step(now_ms) {
-                Step::Idle => return Ok(steps),
+                Step::Idle => return Ok((steps, true)),
                 Step::Moved => {}
                 Step::Fired(due) => self.fire(&mut shard, &due, now_ms, done)?,
             }
         }
-        Ok(most)
+        Ok((most, false))
     }
 
     /// Ends what a timer was set for. The answer's record isn't touched, which would cost a cache miss.

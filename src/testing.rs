@@ -2,3 +2,55 @@
 
 pub use crate::journal::media::{DiskOp, SimDisk};
 pub use crate::wheel::{Due, Step, TimerId, Wheel};
+
+use crate::state::Phase;
+use crate::table::{Match, Probe, Shards, Slot, Table, Word, tag_of};
+
+/// The store's table and locks, without journal and wheel: a set of pairs of a hash and the LSN it leads to.
+#[derive(Debug)]
+pub struct ShardedTable(Shards<Table>);
+
+impl ShardedTable {
+    /// An empty one; `shards` is a power of two.
+    pub fn new(shards: usize) -> Self {
+        ShardedTable(Shards::new(shards, Table::default))
+    }
+
+    /// Adds a pair that isn't there yet; an LSN is a multiple of 8 and not 0.
+    #[inline]
+    pub fn insert(&self, hash: u64, lsn: u64) {
+        self.0.of(hash).insert(tag_of(hash), Word::new(Phase::Completed, lsn), u32::MAX);
+    }
+
+    /// Whether the pair is there.
+    #[inline]
+    pub fn contains(&self, hash: u64, lsn: u64) -> bool {
+        find(&self.0.of(hash), hash, lsn).is_some()
+    }
+
+    /// Takes the pair out; whether it was there.
+    #[inline]
+    pub fn remove(&self, hash: u64, lsn: u64) -> bool {
+        let mut table = self.0.of(hash);
+        let found = find(&table, hash, lsn);
+        if let Some(at) = found {
+            table.remove(at);
+        }
+        found.is_some()
+    }
+
+    /// Bytes of all slots, empty ones included.
+    pub fn len_bytes(&self) -> usize {
+        let slots = |table: &Table| (0..).take_while(|at| table.get(*at).is_some()).count();
+        self.0.iter().map(|table| slots(&table) * size_of::<Slot>()).sum()
+    }
+}
+
+#[inline]
+fn find(table: &Table, hash: u64, lsn: u64) -> Option<usize> {
+    let is = |slot: &Slot| if slot.word().lsn() == lsn { Match::Same } else { Match::Other };
+    match table.find(tag_of(hash), is) {
+        Probe::Found(at) => Some(at),
+        Probe::Absent | Probe::Unsettled(_) => None,
+    }
+}

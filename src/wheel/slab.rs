@@ -221,6 +221,8 @@ const MAX_CHUNKS: usize = u32::MAX as usize / CHUNK_NODES;
 // Marks a free node in `prev`, where a live node has an index or NONE.
 const FREED: TimerId = TimerId(u32::MAX - 1);
 
+const _: () = assert!(MAX_CHUNKS * CHUNK_NODES <= FREED.0 as usize);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,6 +279,7 @@ mod tests {
         }
         slab.trim();
         assert_eq!(slab.chunks.len(), 1);
+        assert_eq!(slab.chunks.capacity(), 1, "the directory shrinks too");
         assert_eq!(slab.alloc(5), ids[0]);
     }
 
@@ -288,6 +291,27 @@ mod tests {
         slab.validate();
         let again: Vec<_> = (0..600).map(|item| slab.alloc(item)).collect();
         assert_eq!(again, ids);
+        slab.validate();
+    }
+
+    #[test]
+    fn an_id_survives_being_packed_as_a_number() {
+        let mut slab = Slab::new();
+        for item in 0..300 {
+            let id = slab.alloc(item);
+            assert_eq!(slab.live(TimerId::from_raw(id.raw())).item, item);
+        }
+        assert_eq!(TimerId::from_raw(TimerId::NONE.raw()), TimerId::NONE);
+    }
+
+    #[test]
+    #[should_panic(expected = "S2: ")]
+    fn validation_notices_a_lost_free_node() {
+        let mut slab = Slab::new();
+        let id = slab.alloc(1);
+        slab.alloc(2);
+        slab.release(id);
+        slab.free = TimerId::NONE;
         slab.validate();
     }
 
