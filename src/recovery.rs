@@ -11,10 +11,11 @@
 //! | D | zeros up to the end, from no lower than the durable mark on | space not yet written | nothing |
 //! | E | a segment without any record | a spare, or all of it was lost | the newest is sealed, others are removed |
 //! | F | a gap that lies in records which an erasure had begun to overwrite | the erasure was cut short | overwritten |
-//! | G | a gap or the records' end below the durable mark, or any gap of a sealed segment | corruption | refused |
+//! | G | a gap or the records' end below the durable mark, or a gap before a seal | corruption | refused |
 //! | H | any other gap | written but never synced, or claimed and not written when the process died | padded, or cut at the end |
 //! | I | a segment without a seal | was in use | what is above its mark written once more; synced, sealed |
-//! | J | a segment with its seal and no gap | ended well | nothing |
+//! | J | bytes behind a seal | what case H cut, and a failed sync left there | cut again |
+//! | K | a segment with its seal and no gap | ended well | nothing |
 //!
 //! In salvage, B and G are reported and padded over instead: the report lists every byte range given up.
 //!
@@ -123,6 +124,8 @@ pub(crate) struct Plan<'p> {
 struct Found {
     number: u64,
     base: u64,
+    /// What its length is or should be.
+    len: u64,
     binding: Binding,
     blob: Arc<dyn Blob>,
     scan: Scan,
@@ -267,7 +270,7 @@ fn read_segments(
         let base = number << segment_len.trailing_zeros();
         let scan = scan(&bytes, binding, base);
         report.records += scan.records;
-        found.push(Found { number, base, binding, blob, scan, has_to_be_rebuilt });
+        found.push(Found { number, base, len: segment_len, binding, blob, scan, has_to_be_rebuilt });
     }
     Ok(found)
 }
@@ -323,9 +326,12 @@ fn classify(
     let mut here: Vec<Target> = here.copied().collect();
     here.sort_by_key(|target| target.lsn);
     here.dedup();
+    // Where records end, half overwritten ones included.
+    let mut reach = scan.end;
     for gap in &scan.gaps {
         let is_tail = gap.start >= scan.end;
         let after_scrubs = behind_torn_scrubs(gap, is_tail, segment.base, &here);
+        reach = reach.max(after_scrubs);
         if after_scrubs >= gap.end {
             continue;
         }
@@ -336,7 +342,8 @@ fn classify(
             len: gap.end - gap.start,
             reason: reason.to_owned(),
         };
-        if gap.start < scan.durable || scan.is_sealed {
+        let is_behind_seal = scan.is_sealed && is_tail;
+        if (gap.start < scan.durable || scan.is_sealed) && !is_behind_seal {
             let reason = match (scan.is_sealed, gap.header_is_whole) {
                 (_, true) => "the key or the payload of a record that was durable is damaged",
                 (true, false) => "a sealed segment holds bytes that are no record",
@@ -371,9 +378,14 @@ fn classify(
         }
         report.lost.push(Damage { path: path(), offset, len, reason });
     }
-    if !scan.is_sealed && scan.end + HEADER as u64 > segment.blob.len() {
+    if !scan.is_sealed && scan.end + HEADER as u64 > segment.len {
         return Err(Error::corrupt(&path(), scan.end, "records stand where a segment's seal belongs"));
     }
+    // What is padded, cut or lost is zeros anyway.
+    here.retain(|target| {
+        let (start, end) = (target.lsn - segment.base, target.lsn - segment.base + target.len);
+        end <= reach && !repair.pads.iter().chain(&repair.cut).any(|gap| gap.start < end && start < gap.end)
+    });
     repair.scrubs = here;
     Ok(repair)
 }
@@ -381,7 +393,7 @@ fn classify(
 fn is_inside(target: &Target, segment: &Found) -> bool {
     let Some(at) = target.lsn.checked_sub(segment.base) else { return false };
     let fits = target.len >= HEADER as u64 && target.len.is_multiple_of(8) && at.is_multiple_of(8);
-    fits && at >= SEGMENT_HEAD && target.len <= segment.blob.len() && at <= segment.blob.len() - target.len
+    fits && at >= SEGMENT_HEAD && target.len <= segment.len && at <= segment.len - target.len
 }
 
 /// Where the half overwritten records end that a gap begins with.
@@ -468,7 +480,7 @@ fn rewrite_unsynced(blob: &dyn Blob, scan: &Scan) -> std::io::Result<()> {
 /// Replaces a file whose length or header is wrong by one with the same records.
 fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: Found) -> Result<Found> {
     let name = segment_name(segment.number);
-    let len = 1 << (segment.base / segment.number).trailing_zeros();
+    let len = segment.len;
     let mut bytes = Vec::new();
     read_whole(&*segment.blob, len, &mut bytes)
         .map_err(|source| Error::io("read a segment", &storage.path(&name), source))?;

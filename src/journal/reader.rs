@@ -70,6 +70,14 @@ pub(crate) fn scan(bytes: &[u8], binding: Binding, base: u64) -> Scan {
             Ok(record) => {
                 scan.note(&record, at, base);
                 at += record.len();
+                if scan.is_sealed {
+                    // Nothing was ever written behind a seal.
+                    let end = last_written(bytes);
+                    if end > at {
+                        scan.gaps.push(Gap { start: at, end, header_is_whole: false });
+                    }
+                    break;
+                }
                 continue;
             }
             Err(Unreadable::Body { len }) => {

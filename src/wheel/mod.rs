@@ -157,7 +157,9 @@ impl Wheel {
         let now_ms = now_ms.max(self.elapsed_ms);
         if self.pending == TimerId::NONE && !self.reach_earliest_slot(now_ms) {
             self.elapsed_ms = now_ms;
-            self.slab.trim();
+            if self.is_empty() {
+                self.slab.trim();
+            }
             return Step::Idle;
         }
         let id = self.pending;

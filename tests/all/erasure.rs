@@ -1,1 +1,392 @@
+//! Erased bytes are nowhere any more.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
 
+use crate::support::{interrupted, manual, replay, request, reserved};
+use oncekey::testing::{DiskOp, SimDisk};
+use oncekey::{ErrorKind, Outcome, Request, Retention, Store};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const KEY: &str = "KEY-TO-BE-FORGOTTEN";
+const ANSWER: &[u8] = b"ANSWER-TO-BE-FORGOTTEN";
+const POINT: &[u8] = b"POINT-TO-BE-FORGOTTEN";
+
+fn contains(bytes: &[u8], needle: &[u8]) -> bool {
+    bytes.windows(needle.len()).any(|window| window == needle)
+}
+
+/// How many files of a directory hold these bytes.
+fn files_with(dir: &Path, needle: &[u8]) -> usize {
+    let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| contains(&fs::read(path).unwrap(), needle)).count()
+}
+
+#[track_caller]
+fn assert_gone(dir: &Path) {
+    for needle in [KEY.as_bytes(), ANSWER, POINT] {
+        assert_eq!(files_with(dir, needle), 0, "{} is still there", String::from_utf8_lossy(needle));
+    }
+}
+
+fn disk_contains(disk: &SimDisk, needle: &[u8]) -> bool {
+    disk.files().iter().any(|(name, _)| contains(&disk.contents(name).unwrap(), needle))
+}
+
+fn complete(store: &Store, key: &str, answer: &[u8]) {
+    reserved(store.reserve(&request(key, 1)).unwrap()).complete(answer).unwrap();
+}
+
+#[test]
+fn an_erased_key_and_its_answer_are_in_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, builder) = manual();
+    let store = builder.clone().open(dir.path()).unwrap();
+    complete(&store, "neighbour before", b"kept before");
+    complete(&store, KEY, ANSWER);
+    complete(&store, "neighbour after", b"kept after");
+    assert!(files_with(dir.path(), KEY.as_bytes()) > 0 && files_with(dir.path(), ANSWER) > 0, "the search works");
+    let erasure = store.erase(&request(KEY, 9)).unwrap();
+    assert_eq!((erasure.keys, erasure.records), (1, 2));
+    assert_gone(dir.path());
+    assert!(store.get(&request(KEY, 1)).unwrap().is_none());
+    assert_eq!(store.erase(&request(KEY, 1)).unwrap().keys, 0, "there is nothing left to erase");
+    store.verify().unwrap();
+    for reopened in [false, true] {
+        if reopened {
+            let store = builder.clone().open(dir.path());
+            assert_eq!(store.unwrap_err().kind(), ErrorKind::Locked);
+        }
+        assert_eq!(replay(store.reserve(&request("neighbour before", 1)).unwrap()).bytes(), b"kept before");
+        assert_eq!(replay(store.reserve(&request("neighbour after", 1)).unwrap()).bytes(), b"kept after");
+    }
+    drop(store);
+    let store = builder.open(dir.path()).unwrap();
+    assert_gone(dir.path());
+    assert_eq!(store.recovery().completed, 2);
+    assert!(store.recovery().cut.is_empty() && store.recovery().lost.is_empty());
+    let fresh = reserved(store.reserve(&request(KEY, 2)).unwrap());
+    assert_eq!((fresh.attempt(), fresh.last_recovery_point()), (1, None));
+}
+
+#[test]
+fn all_earlier_lives_of_an_erased_key_are_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (clock, builder) = manual();
+    for generation in 0..4 {
+        let store = builder.clone().open(dir.path()).unwrap();
+        for life in 0..3 {
+            let brief = request(KEY, life).retention(Retention::For(Duration::from_secs(1)));
+            let mut owner = reserved(store.reserve(&brief).unwrap());
+            owner.recovery_point(POINT).unwrap();
+            drop(owner);
+            let owner = interrupted(store.reserve(&brief).unwrap());
+            match life {
+                0 => owner.release().unwrap(),
+                1 => drop(owner.fail(ANSWER).unwrap()),
+                _ => drop(owner.complete(ANSWER).unwrap()),
+            }
+            clock.advance(Duration::from_secs(1));
+            // Fills segments in between, and keeps them.
+            for key in 0..60 {
+                complete(&store, &format!("{generation}/{life}/{key}"), &[7; 500]);
+            }
+        }
+        if generation % 2 == 0 {
+            store.close().unwrap();
+        }
+    }
+    assert!(files_with(dir.path(), KEY.as_bytes()) > 4);
+    let store = builder.clone().open(dir.path()).unwrap();
+    let erasure = store.erase(&request(KEY, 1)).unwrap();
+    assert_eq!(erasure.keys, 0, "the last life was over");
+    assert!(erasure.records >= 4 * 3 * 4, "{erasure:?}");
+    assert_gone(dir.path());
+    store.verify().unwrap();
+    drop(store);
+    let store = builder.open(dir.path()).unwrap();
+    assert_gone(dir.path());
+    assert_eq!(store.recovery().completed, 4 * 3 * 60);
+    store.verify().unwrap();
+}
+
+#[test]
+fn an_erased_interrupted_key_is_vacant_and_its_recovery_point_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, builder) = manual();
+    let store = builder.clone().open(dir.path()).unwrap();
+    let mut owner = reserved(store.reserve(&request(KEY, 1)).unwrap());
+    owner.recovery_point(POINT).unwrap();
+    drop(owner);
+    store.erase(&request(KEY, 1)).unwrap();
+    assert_gone(dir.path());
+    drop(store);
+    let store = builder.open(dir.path()).unwrap();
+    assert_eq!(store.recovery().interrupted, 0);
+    drop(reserved(store.reserve(&request(KEY, 2)).unwrap()));
+}
+
+#[test]
+fn erasing_a_running_operation_fences_its_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, builder) = manual();
+    let store = builder.clone().open(dir.path()).unwrap();
+    let mut owner = reserved(store.reserve(&request(KEY, 1)).unwrap());
+    owner.recovery_point(POINT).unwrap();
+    assert_eq!(store.erase(&request(KEY, 1)).unwrap().keys, 1);
+    assert!(owner.renew().unwrap_err().is_fenced());
+    assert!(owner.recovery_point(POINT).unwrap_err().is_fenced());
+    let refused = owner.complete(ANSWER).unwrap_err();
+    assert!(refused.error.is_fenced());
+    assert_gone(dir.path());
+    let next = reserved(store.reserve(&request(KEY, 2)).unwrap());
+    assert!(next.fence() > refused.reservation.fence());
+    drop(refused);
+    assert!(matches!(store.reserve(&request(KEY, 2)).unwrap(), Outcome::InFlight(_)));
+    next.complete(b"new life").unwrap();
+    drop(store);
+    let store = builder.open(dir.path()).unwrap();
+    assert_eq!(replay(store.reserve(&request(KEY, 2)).unwrap()).bytes(), b"new life");
+}
+
+#[test]
+fn erasing_a_scope_takes_that_scope_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, builder) = manual();
+    let store = builder.clone().open(dir.path()).unwrap();
+    let scopes = ["", "a", "ab", "abc", "b", "abcd"];
+    for scope in scopes {
+        for key in 0..50 {
+            let (name, answer) = (format!("{scope}-key-{key}"), format!("<{scope}>answer"));
+            let owner = reserved(store.reserve(&Request::new(&name).scope(scope).operation("ab")).unwrap());
+            match key % 4 {
+                0 => drop(owner),
+                1 => owner.release().unwrap(),
+                _ => drop(owner.complete(answer).unwrap()),
+            }
+        }
+    }
+    let mut gone: Vec<&str> = Vec::new();
+    for scope in ["ab", "", "abcd"] {
+        let erasure = store.erase_scope(scope).unwrap();
+        gone.push(scope);
+        // Of fifty keys thirteen are released and leave two records each; thirteen have one.
+        assert_eq!(erasure.keys, 50 - 13, "{scope:?}");
+        assert_eq!(erasure.records, 50 + 37, "{scope:?}");
+        for other in scopes {
+            let answer = format!("<{other}>answer");
+            assert_eq!(files_with(dir.path(), answer.as_bytes()) == 0, gone.contains(&other), "{other:?} by {scope:?}");
+            let kept = Request::new(&format!("{other}-key-2")).scope(other).operation("ab").to_owned_answer(&store);
+            assert_eq!(kept.is_none(), gone.contains(&other), "{other:?} after {scope:?}");
+        }
+        assert_eq!(store.erase_scope(scope).unwrap().keys, 0);
+    }
+    assert_eq!(store.erase_scope("nobody's").unwrap().records, 0);
+    drop(store);
+    let store = builder.open(dir.path()).unwrap();
+    assert_eq!((store.recovery().completed, store.recovery().interrupted), (3 * 24, 3 * 13));
+    store.verify().unwrap();
+}
+
+trait OwnedAnswer {
+    fn to_owned_answer(&self, store: &Store) -> Option<Vec<u8>>;
+}
+
+impl OwnedAnswer for Request<'_> {
+    fn to_owned_answer(&self, store: &Store) -> Option<Vec<u8>> {
+        store.get(self).unwrap().map(|record| record.bytes().to_vec())
+    }
+}
+
+#[test]
+fn a_scope_may_have_more_records_than_one_note_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, builder) = manual();
+    let store = builder.clone().open(dir.path()).unwrap();
+    for key in 0..3_000_u32 {
+        let name = format!("KEY-TO-BE-FORGOTTEN {key}");
+        reserved(store.reserve(&Request::new(&name).scope("big")).unwrap()).complete(ANSWER).unwrap();
+    }
+    complete(&store, "kept", b"kept");
+    let erasure = store.erase_scope("big").unwrap();
+    assert_eq!((erasure.keys, erasure.records), (3_000, 6_000));
+    assert_gone(dir.path());
+    drop(store);
+    let store = builder.open(dir.path()).unwrap();
+    assert_gone(dir.path());
+    assert_eq!(store.recovery().completed, 1);
+}
+
+#[test]
+fn erasure_reaches_records_that_upkeep_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let (clock, builder) = manual();
+    let store = builder.clone().open(dir.path()).unwrap();
+    let forever = request(KEY, 1).retention(Retention::Forever);
+    reserved(store.reserve(&forever).unwrap()).complete(ANSWER).unwrap();
+    let mut owner = reserved(store.reserve(&request("KEY-TO-BE-FORGOTTEN too", 1)).unwrap());
+    owner.recovery_point(POINT).unwrap();
+    drop(owner);
+    let mut relocated = 0;
+    for generation in 0..8 {
+        for key in 0..200 {
+            let name = format!("{generation}/{key}");
+            let brief = request(&name, 1).retention(Retention::For(30 * DAY));
+            reserved(store.reserve(&brief).unwrap()).complete([7; 500]).unwrap();
+        }
+        clock.advance(30 * DAY);
+        loop {
+            let done = store.maintain(1_000).unwrap();
+            relocated += done.relocated;
+            if !done.has_more {
+                break;
+            }
+        }
+    }
+    assert!(relocated >= 2, "nothing was moved, so this test shows nothing");
+    assert_eq!(replay(store.reserve(&forever).unwrap()).bytes(), ANSWER);
+    store.erase(&forever).unwrap();
+    store.erase(&request("KEY-TO-BE-FORGOTTEN too", 1)).unwrap();
+    assert_gone(dir.path());
+    drop(store);
+    let store = builder.open(dir.path()).unwrap();
+    assert_gone(dir.path());
+    assert_eq!((store.recovery().completed, store.recovery().interrupted), (0, 0));
+}
+
+#[test]
+fn an_erasure_waits_for_a_reader_and_no_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, builder) = manual();
+    let store = builder.open(dir.path()).unwrap();
+    complete(&store, KEY, ANSWER);
+    let record = replay(store.reserve(&request(KEY, 1)).unwrap());
+    let eraser = {
+        let store = store.clone();
+        std::thread::spawn(move || store.erase(&request(KEY, 1)))
+    };
+    // The key goes first; its bytes stay as long as they are read.
+    while store.get(&request(KEY, 1)).unwrap().is_some() {
+        std::thread::yield_now();
+    }
+    for _ in 0..1_000 {
+        assert_eq!(record.bytes(), ANSWER);
+        std::thread::yield_now();
+    }
+    drop(record);
+    assert_eq!(eraser.join().unwrap().unwrap().records, 2);
+    assert_gone(dir.path());
+}
+
+#[test]
+fn a_reader_that_never_goes_makes_an_erasure_busy_but_not_undone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (clock, builder) = manual();
+    let store = builder.clone().open(dir.path()).unwrap();
+    // Its segment stays, for other answers live in it.
+    complete(&store, "neighbour", b"kept");
+    let record =
+        reserved(store.reserve(&request(KEY, 1).retention(Retention::Forever)).unwrap()).complete(ANSWER).unwrap();
+    reserved(store.reserve(&request("forever", 1).retention(Retention::Forever)).unwrap()).complete([1; 200]).unwrap();
+    assert_eq!(store.erase(&request(KEY, 1)).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(record.bytes(), ANSWER);
+    assert!(store.get(&request(KEY, 1)).unwrap().is_none(), "the key is gone");
+    drop(reserved(store.reserve(&request(KEY, 2)).unwrap()));
+    interrupted(store.reserve(&request(KEY, 2)).unwrap()).release().unwrap();
+    // Time passes; the note of the erasure goes with its segment.
+    for generation in 0..4 {
+        for key in 0..800 {
+            let name = format!("{generation}/{key}");
+            let brief = request(&name, 1).retention(Retention::For(Duration::from_secs(1)));
+            reserved(store.reserve(&brief).unwrap()).complete(b"x").unwrap();
+        }
+        clock.advance(Duration::from_secs(60));
+        while store.maintain(1_000).unwrap().has_more {}
+    }
+    let crashed = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, crashed.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let reopened = builder.open(crashed.path()).unwrap();
+    assert!(reopened.get(&request(KEY, 1)).unwrap().is_none(), "an erased key came back");
+    assert!(reopened.get(&request("forever", 1)).unwrap().is_some());
+    drop(record);
+    store.erase(&request(KEY, 1)).unwrap();
+    assert_gone(dir.path());
+}
+
+/// Whether each further sector gets through, from a seed.
+fn sectors(mut state: u64) -> impl FnMut() -> bool {
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state & 1 == 1
+    }
+}
+
+#[test]
+fn an_erasure_cut_short_is_finished_at_the_next_opening() {
+    let (_, builder) = manual();
+    for failing in 0..6 {
+        let disk = SimDisk::new();
+        let store = builder.clone().open_simulated(&disk).unwrap();
+        complete(&store, "before", b"kept");
+        let mut owner = reserved(store.reserve(&request(KEY, 1)).unwrap());
+        owner.recovery_point(POINT).unwrap();
+        owner.recovery_point([POINT, &[b'+'; 2_000]].concat()).unwrap();
+        drop(owner);
+        let answer = [ANSWER, &[b'+'; 3_000], ANSWER].concat();
+        interrupted(store.reserve(&request(KEY, 1)).unwrap()).complete(&answer).unwrap();
+        complete(&store, "after", b"kept");
+        disk.fail(DiskOp::Overwrite, failing, io::ErrorKind::Other);
+        let erased = store.erase(&request(KEY, 1));
+        let is_cut_short = failing < 5;
+        assert_eq!(erased.is_err(), is_cut_short, "{failing}: {erased:?}");
+        if is_cut_short {
+            assert!(store.get(&request(KEY, 1)).unwrap().is_none());
+            assert!(store.stats().is_poisoned);
+        }
+        drop(store);
+        let mut images =
+            vec![disk.after_process_death(), disk.after_power_cut(|| false), disk.after_power_cut(|| true)];
+        images.extend((1..30).map(|seed| disk.after_power_cut(sectors(seed * 0x9e37_79b9))));
+        for (at, image) in images.into_iter().enumerate() {
+            let store =
+                builder.clone().open_simulated(&image).unwrap_or_else(|error| panic!("{failing}/{at}: {error}"));
+            for needle in [KEY.as_bytes(), ANSWER, POINT] {
+                assert!(!disk_contains(&image, needle), "{failing}/{at}: erased bytes are still there");
+            }
+            assert!(store.get(&request(KEY, 1)).unwrap().is_none());
+            store.verify().unwrap();
+            drop(reserved(store.reserve(&request(KEY, 2)).unwrap()));
+            if at != 1 {
+                continue;
+            }
+            assert_eq!(replay(store.reserve(&request("before", 1)).unwrap()).bytes(), b"kept");
+            assert_eq!(replay(store.reserve(&request("after", 1)).unwrap()).bytes(), b"kept");
+        }
+    }
+}
+
+#[test]
+fn an_erasure_that_returned_survives_every_power_cut() {
+    let (_, builder) = manual();
+    let disk = SimDisk::new();
+    let store = builder.clone().open_simulated(&disk).unwrap();
+    for key in 0..30 {
+        complete(&store, &format!("{key}"), &[7; 300]);
+    }
+    complete(&store, KEY, ANSWER);
+    store.erase(&request(KEY, 1)).unwrap();
+    for seed in 1..60 {
+        let image = disk.after_power_cut(sectors(seed * 0x9e37_79b9));
+        assert!(!disk_contains(&image, KEY.as_bytes()) && !disk_contains(&image, ANSWER), "before recovery, too");
+        let store = builder.clone().open_simulated(&image).unwrap();
+        assert!(store.get(&request(KEY, 1)).unwrap().is_none());
+        assert_eq!(store.recovery().completed, 30);
+    }
+}

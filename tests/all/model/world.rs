@@ -1,0 +1,906 @@
+//! A store on a simulated disk, next to a model that knows what it may answer.
+//!
+//! The model keeps for each key the states that it may be in. Most of the time that is one. After a crash it is several:
+//! of the records written since the last opening, those with a promise to survive this kind of crash did, and any of
+//! the others may have. The next look at the key narrows them down; an answer that fits none of them is a bug.
+//!
+//! The same code runs under proptest and under the fuzzer, so an operation is decoded from a few bytes.
+
+use oncekey::testing::{DiskOp, SimDisk};
+use oncekey::{
+    Durability, Error, ErrorKind, Fingerprint, ManualClock, Mismatch, Outcome, Pending, Record, Request, Reservation,
+    Retention, Store, Wait,
+};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// Bytes that one operation is decoded from.
+pub const OP_LEN: usize = 6;
+
+const KEYS: u8 = 10;
+const SEGMENT_LEN: u64 = 64 * 1024;
+const START_MS: u64 = 1_767_225_600_000;
+const SCOPES: [&str; 3] = ["", "red", "blue"];
+const HELD_RECORDS: usize = 8;
+
+/// One step of a run.
+#[derive(Clone, Copy, Debug)]
+pub enum Op {
+    Reserve { key: u8, payload: u8, lease_ms: u64, kept_ms: Option<u64>, synced: bool, auto_renew: bool },
+    Complete { guard: u8, len: usize },
+    Fail { guard: u8, len: usize },
+    Release { guard: u8 },
+    Renew { guard: u8 },
+    Point { guard: u8, len: usize },
+    Drop { guard: u8 },
+    Get { key: u8 },
+    Poll { pending: u8 },
+    Erase { key: u8 },
+    EraseScope { scope: u8 },
+    Advance { ms: u64 },
+    Maintain { budget: usize },
+    Sync,
+    Verify,
+    Break { op: DiskOp, after: u64 },
+    Restart { how: Restart, seed: u64, failing: Option<(DiskOp, u64)> },
+}
+
+/// How a store ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restart {
+    /// Closed, and the same disk opened again.
+    Close,
+    /// Closed; then the power fails.
+    CloseAndCut,
+    /// Killed: all that was written is there.
+    Death,
+    /// The power fails.
+    Cut,
+}
+
+impl Op {
+    /// Every input is some operation.
+    pub fn decode(bytes: [u8; OP_LEN]) -> Op {
+        let [op, a, b, c, d, e] = bytes;
+        let lens = [0, 1, 12, 25, 40, 70, 200, 900, 3_000, 9_000, 20_000, 40_000];
+        let len = if b == 255 { 60_000 } else { lens[usize::from(b) % lens.len()] };
+        match op {
+            0..=79 => Op::Reserve {
+                key: a % KEYS,
+                payload: [1, 1, 1, 1, 1, 1, 2, 0][usize::from(b) % 8],
+                lease_ms: [30_000, 1, 20, 1_000][usize::from(c) % 4],
+                kept_ms: [Some(60_000), Some(5), Some(500), Some(9_000), Some(3_600_000), None][usize::from(d) % 6],
+                synced: e % 4 == 1,
+                auto_renew: e % 16 == 2,
+            },
+            80..=119 => Op::Complete { guard: a, len },
+            120..=127 => Op::Fail { guard: a, len },
+            128..=139 => Op::Release { guard: a },
+            140..=147 => Op::Renew { guard: a },
+            148..=157 => Op::Point { guard: a, len: len.max(1) },
+            158..=167 => Op::Drop { guard: a },
+            168..=177 => Op::Get { key: a % KEYS },
+            178..=183 => Op::Poll { pending: a },
+            184..=189 => Op::Erase { key: a % KEYS },
+            190..=191 => Op::EraseScope { scope: a % SCOPES.len() as u8 },
+            192..=207 => Op::Advance { ms: [1, 5, 50, 400, 1_000, 10_000, 100_000, 36_000_000][usize::from(a) % 8] },
+            208..=223 => Op::Maintain { budget: [usize::MAX, usize::MAX, 0, 1, 7, 40][usize::from(a) % 6] },
+            224..=229 => Op::Sync,
+            230..=232 => Op::Verify,
+            233..=237 => Op::Break { op: disk_op(a), after: u64::from(b % 12) },
+            238..=255 => Op::Restart {
+                how: [Restart::Cut, Restart::Death, Restart::Close, Restart::CloseAndCut][usize::from(a) % 4],
+                seed: u64::from(b) << 8 | u64::from(c),
+                failing: (d % 3 == 1).then(|| (disk_op(e), u64::from(e / 8))),
+            },
+        }
+    }
+}
+
+fn disk_op(choice: u8) -> DiskOp {
+    use DiskOp::*;
+    [Append, Sync, Overwrite, Create, SyncNames, Remove, Sync, Append][usize::from(choice) % 8]
+}
+
+/// What a key may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Vacant,
+    Reserved { claim: Claim, lease_until_ms: u64, auto_renew: bool },
+    Interrupted { claim: Claim },
+    Completed(Answer),
+}
+
+/// Who has the key, or had it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Claim {
+    /// `None` if the call that made it failed, so that nobody was told.
+    fence: Option<u64>,
+    fingerprint: Fingerprint,
+    attempt: u32,
+    point: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Answer {
+    fence: Option<u64>,
+    fingerprint: Fingerprint,
+    attempt: u32,
+    bytes: Vec<u8>,
+    is_failure: bool,
+    written_ms: u64,
+    until_ms: u64,
+}
+
+impl State {
+    /// The state when somebody looks at it now.
+    fn at(&self, now_ms: u64) -> State {
+        match self {
+            State::Reserved { claim, lease_until_ms, auto_renew: false } if *lease_until_ms <= now_ms => {
+                State::Interrupted { claim: claim.clone() }
+            }
+            State::Completed(answer) if answer.until_ms <= now_ms => State::Vacant,
+            State::Vacant | State::Reserved { .. } | State::Interrupted { .. } | State::Completed(_) => self.clone(),
+        }
+    }
+
+    /// What is left of it when its process is gone.
+    fn without_owner(self) -> State {
+        match self {
+            State::Reserved { claim, .. } => State::Interrupted { claim },
+            State::Vacant | State::Interrupted { .. } | State::Completed(_) => self,
+        }
+    }
+
+    fn is_owned_by(&self, guard_fence: u64) -> bool {
+        self.claim().is_some_and(|claim| claim.fence == Some(guard_fence))
+    }
+
+    fn claim(&self) -> Option<&Claim> {
+        match self {
+            State::Reserved { claim, .. } | State::Interrupted { claim } => Some(claim),
+            State::Vacant | State::Completed(_) => None,
+        }
+    }
+
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        match self {
+            State::Vacant => None,
+            State::Reserved { claim, .. } | State::Interrupted { claim } => Some(claim.fingerprint),
+            State::Completed(answer) => Some(answer.fingerprint),
+        }
+    }
+
+    fn is_answered_by(&self, record: &Record) -> bool {
+        let State::Completed(answer) = self else { return false };
+        let until = (answer.until_ms != u64::MAX).then(|| UNIX_EPOCH + Duration::from_millis(answer.until_ms));
+        record.bytes() == answer.bytes
+            && record.is_failure() == answer.is_failure
+            && record.attempt() == answer.attempt
+            && record.completed_at() == UNIX_EPOCH + Duration::from_millis(answer.written_ms)
+            && record.expires_at() == until
+    }
+}
+
+/// A record written since the last opening, as the state that it stands for.
+#[derive(Clone, Debug)]
+struct Written {
+    state: State,
+    /// Promised to survive a power cut.
+    synced: bool,
+    /// Promised at all: its call returned without an error.
+    certain: bool,
+}
+
+#[derive(Clone, Debug)]
+struct KeyModel {
+    /// What it may be now.
+    states: Vec<State>,
+    /// What the last opening may have found.
+    bases: Vec<State>,
+    log: Vec<Written>,
+    /// Erased, and not asked for since.
+    is_erased: bool,
+}
+
+impl KeyModel {
+    fn new() -> Self {
+        KeyModel { states: vec![State::Vacant], bases: vec![State::Vacant], log: Vec::new(), is_erased: false }
+    }
+
+    /// Keeps the states that an answer of the store fits to.
+    #[track_caller]
+    fn narrow(&mut self, now_ms: u64, seen: &str, fits: impl Fn(&State) -> bool) {
+        let before = std::mem::take(&mut self.states);
+        self.states = before.iter().filter(|state| fits(&state.at(now_ms))).cloned().collect();
+        assert!(!self.states.is_empty(), "{seen}, but at {now_ms} the key can only be {before:#?}");
+        if self.log.is_empty() {
+            self.bases.clone_from(&self.states);
+        }
+    }
+
+    fn wrote(&mut self, state: State, synced: bool) {
+        self.log.push(Written { state: state.clone(), synced, certain: true });
+        self.states = vec![state];
+    }
+
+    fn may_have_written(&mut self, state: State) {
+        self.log.push(Written { state, synced: false, certain: false });
+    }
+
+    fn crash(&mut self, power_cut: bool) {
+        let survives = |written: &Written| written.certain && (written.synced || !power_cut);
+        let floor = self.log.iter().rposition(survives);
+        let mut found = match floor {
+            Some(at) => self.log[at..].iter().map(|written| written.state.clone()).collect(),
+            None => {
+                let maybe = self.log.iter().map(|written| written.state.clone());
+                self.bases.iter().cloned().chain(maybe).collect::<Vec<_>>()
+            }
+        };
+        found = found.into_iter().map(State::without_owner).collect();
+        found.dedup();
+        self.states = found.clone();
+        self.bases = found;
+        self.log.clear();
+    }
+}
+
+struct Guard {
+    reservation: Reservation,
+    key: u8,
+    lease_ms: u64,
+    kept_ms: Option<u64>,
+    synced: bool,
+    auto_renew: bool,
+}
+
+/// The store and its model.
+pub struct World {
+    pub disk: SimDisk,
+    clock: Arc<ManualClock>,
+    store: Option<Store>,
+    now_ms: u64,
+    collide: bool,
+    keys: Vec<KeyModel>,
+    guards: Vec<Guard>,
+    pendings: Vec<(Pending, u8)>,
+    records: Vec<(Record, Vec<u8>)>,
+    newest_fence: u64,
+    serial: u64,
+    /// A failure was asked for and may strike.
+    is_armed: bool,
+}
+
+fn name(key: u8) -> String {
+    format!("needle-{key:02}-in-a-haystack")
+}
+
+fn scope(key: u8) -> &'static str {
+    SCOPES[usize::from(key) % SCOPES.len()]
+}
+
+fn fingerprint(payload: u8) -> Fingerprint {
+    if payload == 0 { Fingerprint::NONE } else { Fingerprint::of(&[payload]) }
+}
+
+/// Whether a file of the disk holds any byte string that only this key's records hold.
+fn leaves_a_trace(disk: &SimDisk, key: u8) -> bool {
+    let needle = format!("needle-{key:02}-");
+    disk.files().iter().any(|(file, _)| {
+        let bytes = disk.contents(file).unwrap_or_default();
+        bytes.split(|byte| *byte == b'n').any(|rest| rest.starts_with(&needle.as_bytes()[1..]))
+    })
+}
+
+/// Numbers that look random, for what a power cut keeps.
+fn chooser(seed: u64) -> impl FnMut() -> bool {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    // Some cuts keep nearly nothing, some nearly all.
+    let limit = [u64::MAX / 2, u64::MAX / 16, u64::MAX / 16 * 15, 0][(seed % 4) as usize];
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d) < limit
+    }
+}
+
+impl World {
+    /// A new store; `collide` gives all keys the same hash.
+    pub fn new(collide: bool) -> World {
+        let mut world = World {
+            disk: SimDisk::new(),
+            clock: Arc::new(ManualClock::new(START_MS)),
+            store: None,
+            now_ms: START_MS,
+            collide,
+            keys: vec![KeyModel::new(); usize::from(KEYS)],
+            guards: Vec::new(),
+            pendings: Vec::new(),
+            records: Vec::new(),
+            newest_fence: 0,
+            serial: 0,
+            is_armed: false,
+        };
+        world.store = Some(world.open().expect("a new store opens"));
+        world
+    }
+
+    /// Carries out the operations, one after the other, and then closes and reopens the store.
+    pub fn run(collide: bool, ops: &[Op]) {
+        let mut world = World::new(collide);
+        for op in ops {
+            world.step(*op);
+        }
+        world.step(Op::Restart { how: Restart::Death, seed: 0, failing: None });
+        world.step(Op::Verify);
+        world.step(Op::Restart { how: Restart::CloseAndCut, seed: 3, failing: None });
+        for key in 0..KEYS {
+            world.step(Op::Get { key });
+            let lease_ms = 1_000;
+            world.step(Op::Reserve { key, payload: 1, lease_ms, kept_ms: None, synced: false, auto_renew: false });
+        }
+    }
+
+    /// Carries out one operation, and compares.
+    pub fn step(&mut self, op: Op) {
+        let (guards, pendings) = (self.guards.len(), self.pendings.len());
+        match op {
+            Op::Reserve { key, payload, lease_ms, kept_ms, synced, auto_renew } => {
+                self.reserve(key, payload, lease_ms, kept_ms, synced, auto_renew);
+            }
+            Op::Complete { guard, len } if guards > 0 => self.answer(usize::from(guard) % guards, len, false),
+            Op::Fail { guard, len } if guards > 0 => self.answer(usize::from(guard) % guards, len, true),
+            Op::Release { guard } if guards > 0 => self.release(usize::from(guard) % guards),
+            Op::Renew { guard } if guards > 0 => self.renew(usize::from(guard) % guards),
+            Op::Point { guard, len } if guards > 0 => self.point(usize::from(guard) % guards, len),
+            Op::Drop { guard } if guards > 0 => {
+                let guard = self.guards.swap_remove(usize::from(guard) % guards);
+                self.drop_guard(guard);
+            }
+            Op::Complete { .. }
+            | Op::Fail { .. }
+            | Op::Release { .. }
+            | Op::Renew { .. }
+            | Op::Point { .. }
+            | Op::Drop { .. } => {}
+            Op::Get { key } => self.get(key),
+            Op::Poll { pending } => {
+                if pendings > 0 {
+                    self.poll(usize::from(pending) % pendings);
+                }
+            }
+            Op::Erase { key } => self.erase(key),
+            Op::EraseScope { scope } => self.erase_scope(scope),
+            Op::Advance { ms } => {
+                self.clock.advance(Duration::from_millis(ms));
+                self.now_ms += ms;
+            }
+            Op::Maintain { budget } => self.maintain(budget),
+            Op::Sync => match self.store().sync() {
+                Ok(()) => {
+                    assert!(!self.is_poisoned(), "a poisoned store synced");
+                    self.all_is_synced();
+                }
+                Err(error) => self.expect_failure(&error),
+            },
+            Op::Verify => {
+                if !self.is_poisoned() {
+                    self.store().verify().expect("what the store wrote reads back");
+                }
+            }
+            Op::Break { op, after } => {
+                self.disk.fail(op, after, io::ErrorKind::Other);
+                self.is_armed = true;
+            }
+            Op::Restart { how, seed, failing } => self.restart(how, seed, failing),
+        }
+        for (record, bytes) in &self.records {
+            assert_eq!(record.bytes(), bytes, "the bytes of a record changed while it was held");
+        }
+    }
+
+    pub fn store(&self) -> &Store {
+        self.store.as_ref().expect("the store is open between operations")
+    }
+
+    fn is_poisoned(&self) -> bool {
+        self.store().stats().is_poisoned
+    }
+
+    /// An error that only a failing disk explains.
+    #[track_caller]
+    fn expect_failure(&self, error: &Error) {
+        assert!(
+            matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned) && self.is_armed,
+            "no disk failed, and yet: {error:?}"
+        );
+    }
+
+    /// An answer or a recovery point, different from all others.
+    fn payload(&mut self, key: u8, len: usize) -> Vec<u8> {
+        self.serial += 1;
+        let mut bytes = format!("needle-{key:02}-{:06}-", self.serial).into_bytes();
+        bytes.resize(bytes.len().max(len), self.serial as u8);
+        bytes.truncate(len);
+        bytes
+    }
+
+    fn open(&self) -> Result<Store, Error> {
+        let mut builder = Store::builder()
+            .clock(Arc::clone(&self.clock))
+            .background(false)
+            .durability(Durability::Buffered)
+            .segment_size(SEGMENT_LEN);
+        if self.collide {
+            builder = builder.fixed_hash(0x0123_4567_89ab_cdef);
+        }
+        builder.open_simulated(&self.disk)
+    }
+
+    fn reserve(&mut self, key: u8, payload: u8, lease_ms: u64, kept_ms: Option<u64>, synced: bool, auto_renew: bool) {
+        let name = name(key);
+        let asked = fingerprint(payload);
+        let durability = if synced { Durability::Synced } else { Durability::Buffered };
+        let kept = kept_ms.map_or(Retention::Forever, |ms| Retention::For(Duration::from_millis(ms)));
+        let request = Request::new(&name)
+            .scope(scope(key))
+            .operation(if key % 2 == 0 { "" } else { "charge" })
+            .fingerprint(asked)
+            .lease(Duration::from_millis(lease_ms))
+            .retention(kept)
+            .durability(durability)
+            .auto_renew(auto_renew);
+        let was_poisoned = self.is_poisoned();
+        let outcome = self.store().reserve(&request);
+        let is_poisoned = self.is_poisoned();
+        let now_ms = self.now_ms;
+        let model = &mut self.keys[usize::from(key)];
+        model.is_erased = false;
+        match outcome {
+            Ok(Outcome::Reserved(reservation)) => {
+                assert!(!was_poisoned, "a poisoned store reserved");
+                model.narrow(now_ms, "the key was free", |state| *state == State::Vacant);
+                assert_eq!((reservation.attempt(), reservation.last_recovery_point()), (1, None));
+                self.claimed(reservation, key, asked, lease_ms, kept_ms, synced, auto_renew);
+            }
+            Ok(Outcome::Interrupted(reservation)) => {
+                assert!(!was_poisoned, "a poisoned store reserved");
+                let seen = format!("interrupted: {reservation:?}");
+                model.narrow(now_ms, &seen, |state| {
+                    let State::Interrupted { claim } = state else { return false };
+                    claim.fingerprint == asked
+                        && claim.attempt + 1 == reservation.attempt()
+                        && claim.point.as_deref() == reservation.last_recovery_point()
+                });
+                self.claimed(reservation, key, asked, lease_ms, kept_ms, synced, auto_renew);
+            }
+            Ok(Outcome::Replay(record)) => {
+                let seen = format!(
+                    "a replay of {record:?} {:?}",
+                    String::from_utf8_lossy(&record.bytes()[..record.bytes().len().min(30)])
+                );
+                model
+                    .narrow(now_ms, &seen, |state| state.fingerprint() == Some(asked) && state.is_answered_by(&record));
+                self.hold(record);
+            }
+            Ok(Outcome::InFlight(pending)) => {
+                model.narrow(now_ms, "in flight", |state| {
+                    matches!(state, State::Reserved { claim, .. }
+                        if claim.fingerprint == asked && claim.fence == Some(pending.fence()))
+                });
+                self.pendings.push((pending, key));
+            }
+            Ok(Outcome::Mismatch(Mismatch { stored, asked: also_asked, .. })) => {
+                assert_eq!(asked, also_asked);
+                assert_ne!(stored, asked);
+                model.narrow(now_ms, "a mismatch", |state| state.fingerprint() == Some(stored));
+            }
+            Err(error) => {
+                model.narrow(now_ms, "a reservation that failed", |state| match state {
+                    State::Vacant => true,
+                    State::Interrupted { claim } => claim.fingerprint == asked,
+                    State::Reserved { .. } | State::Completed(_) => false,
+                });
+                if is_poisoned && !was_poisoned {
+                    for state in model.states.clone() {
+                        let before = state.at(now_ms);
+                        let (attempt, point) = before.claim().map_or((1, None), |c| (c.attempt + 1, c.point.clone()));
+                        let claim = Claim { fence: None, fingerprint: asked, attempt, point };
+                        model.may_have_written(State::Interrupted { claim });
+                    }
+                }
+                self.expect_failure(&error);
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all that a reservation was asked with")]
+    fn claimed(
+        &mut self,
+        reservation: Reservation,
+        key: u8,
+        fingerprint: Fingerprint,
+        lease_ms: u64,
+        kept_ms: Option<u64>,
+        synced: bool,
+        auto_renew: bool,
+    ) {
+        let fence = reservation.fence();
+        assert!(fence > self.newest_fence, "fence {fence} after {}", self.newest_fence);
+        self.newest_fence = fence;
+        let claim = Claim {
+            fence: Some(fence),
+            fingerprint,
+            attempt: reservation.attempt(),
+            point: reservation.last_recovery_point().map(<[u8]>::to_vec),
+        };
+        let lease_until_ms = self.now_ms + lease_ms;
+        self.keys[usize::from(key)].wrote(State::Reserved { claim, lease_until_ms, auto_renew }, synced);
+        self.guards.push(Guard { reservation, key, lease_ms, kept_ms, synced, auto_renew });
+    }
+
+    fn hold(&mut self, record: Record) {
+        if self.records.len() < HELD_RECORDS {
+            let bytes = record.bytes().to_vec();
+            self.records.push((record, bytes));
+        }
+    }
+
+    /// Takes a guard out, with the only state in which it can do anything, if it may own its key.
+    fn take_guard(&mut self, at: usize) -> (Guard, Option<Claim>) {
+        let guard = self.guards.swap_remove(at);
+        let fence = guard.reservation.fence();
+        let states = &self.keys[usize::from(guard.key)].states;
+        let owned = states.iter().find(|state| state.is_owned_by(fence));
+        let claim = owned.and_then(State::claim).cloned();
+        (guard, claim)
+    }
+
+    fn answer(&mut self, at: usize, len: usize, is_failure: bool) {
+        let (guard, claim) = self.take_guard(at);
+        let bytes = self.payload(guard.key, len);
+        let Guard { reservation, key, lease_ms, kept_ms, synced, auto_renew } = guard;
+        let fence = reservation.fence();
+        let was_poisoned = self.is_poisoned();
+        let now_ms = self.now_ms;
+        let told = if is_failure { reservation.fail(&bytes) } else { reservation.complete(&bytes) };
+        let until_ms = kept_ms.map_or(u64::MAX, |kept_ms| now_ms + kept_ms);
+        let answer = claim.map(|claim| {
+            let Claim { fingerprint, attempt, .. } = claim;
+            let fence = Some(fence);
+            State::Completed(Answer { fence, fingerprint, attempt, bytes, is_failure, written_ms: now_ms, until_ms })
+        });
+        match told {
+            Ok(record) => {
+                assert!(!was_poisoned, "a poisoned store stored an answer");
+                let model = &mut self.keys[usize::from(key)];
+                model.narrow(now_ms, "an answer was stored", |state| state.is_owned_by(fence));
+                let answer = answer.expect("narrowed to an owner");
+                assert!(answer.is_answered_by(&record), "{record:?} was made of {answer:?}");
+                model.wrote(answer, synced);
+                self.hold(record);
+            }
+            Err(unwritten) => {
+                let guard = Guard { reservation: unwritten.reservation, key, lease_ms, kept_ms, synced, auto_renew };
+                self.unwritten(&unwritten.error, guard, answer, len, was_poisoned);
+            }
+        }
+    }
+
+    fn release(&mut self, at: usize) {
+        let (guard, claim) = self.take_guard(at);
+        let Guard { reservation, key, lease_ms, kept_ms, synced, auto_renew } = guard;
+        let fence = reservation.fence();
+        let was_poisoned = self.is_poisoned();
+        match reservation.release() {
+            Ok(()) => {
+                assert!(!was_poisoned, "a poisoned store released");
+                let model = &mut self.keys[usize::from(key)];
+                model.narrow(self.now_ms, "a release", |state| state.is_owned_by(fence));
+                model.wrote(State::Vacant, synced);
+            }
+            Err(unwritten) => {
+                let guard = Guard { reservation: unwritten.reservation, key, lease_ms, kept_ms, synced, auto_renew };
+                self.unwritten(&unwritten.error, guard, claim.map(|_| State::Vacant), 0, was_poisoned);
+            }
+        }
+    }
+
+    fn point(&mut self, at: usize, len: usize) {
+        let (mut guard, claim) = self.take_guard(at);
+        let bytes = self.payload(guard.key, len);
+        let fence = guard.reservation.fence();
+        let was_poisoned = self.is_poisoned();
+        let told = guard.reservation.recovery_point(&bytes);
+        let state = claim.map(|claim| State::Reserved {
+            claim: Claim { point: Some(bytes.clone()), ..claim },
+            lease_until_ms: self.now_ms + guard.lease_ms,
+            auto_renew: guard.auto_renew,
+        });
+        match told {
+            Ok(()) => {
+                assert!(!was_poisoned, "a poisoned store wrote a recovery point");
+                let model = &mut self.keys[usize::from(guard.key)];
+                model.narrow(self.now_ms, "a recovery point", |state| state.is_owned_by(fence));
+                model.wrote(state.expect("narrowed to an owner"), guard.synced);
+                assert_eq!(guard.reservation.last_recovery_point(), Some(&bytes[..]));
+                self.guards.push(guard);
+            }
+            Err(error) => self.unwritten(&error, guard, state, len, was_poisoned),
+        }
+    }
+
+    /// A verdict or recovery point that was refused; `state` is what it would have made of the key.
+    fn unwritten(&mut self, error: &Error, guard: Guard, state: Option<State>, len: usize, was_poisoned: bool) {
+        let fence = guard.reservation.fence();
+        let is_poisoned = self.is_poisoned();
+        let now_ms = self.now_ms;
+        let model = &mut self.keys[usize::from(guard.key)];
+        match error.kind() {
+            ErrorKind::RecordTooLarge => assert!(len > 50_000, "{len} bytes are too many"),
+            ErrorKind::Fenced => {
+                assert!(!was_poisoned);
+                model.narrow(now_ms, "fenced", |state| !state.is_owned_by(fence));
+            }
+            ErrorKind::Io | ErrorKind::Poisoned => {
+                self.expect_failure(error);
+                let model = &mut self.keys[usize::from(guard.key)];
+                if !was_poisoned {
+                    model.narrow(now_ms, "a verdict that failed", |state| state.is_owned_by(fence));
+                }
+                if is_poisoned && !was_poisoned {
+                    let claim = model.states[0].claim().expect("narrowed to an owner").clone();
+                    let lease_until_ms = now_ms + guard.lease_ms;
+                    model.may_have_written(state.expect("narrowed to an owner"));
+                    model.states = vec![State::Reserved { claim, lease_until_ms, auto_renew: guard.auto_renew }];
+                }
+            }
+            kind => panic!("{kind:?}: {error:?}"),
+        }
+        self.guards.push(guard);
+    }
+
+    fn renew(&mut self, at: usize) {
+        let guard = &mut self.guards[at];
+        let fence = guard.reservation.fence();
+        let told = guard.reservation.renew();
+        let (lease_until_ms, auto_renew) = (self.now_ms + guard.lease_ms, guard.auto_renew);
+        let model = &mut self.keys[usize::from(guard.key)];
+        match told {
+            Ok(()) => {
+                model.narrow(self.now_ms, "a renewal", |state| state.is_owned_by(fence));
+                let claim = model.states[0].claim().expect("narrowed to an owner").clone();
+                model.states = vec![State::Reserved { claim, lease_until_ms, auto_renew }];
+            }
+            Err(error) => {
+                assert!(error.is_fenced(), "{error:?}");
+                model.narrow(self.now_ms, "fenced", |state| !state.is_owned_by(fence));
+            }
+        }
+    }
+
+    fn drop_guard(&mut self, guard: Guard) {
+        let fence = guard.reservation.fence();
+        drop(guard.reservation);
+        for state in &mut self.keys[usize::from(guard.key)].states {
+            if state.is_owned_by(fence) {
+                *state = state.clone().without_owner();
+            }
+        }
+    }
+
+    fn get(&mut self, key: u8) {
+        let name = name(key);
+        let request = Request::new(&name).scope(scope(key)).operation(if key % 2 == 0 { "" } else { "charge" });
+        let found = self.store().get(&request).expect("reads go on");
+        let now_ms = self.now_ms;
+        let model = &mut self.keys[usize::from(key)];
+        match found {
+            Some(record) => {
+                let seen = format!("{record:?}");
+                model.narrow(now_ms, &seen, |state| state.is_answered_by(&record));
+                self.hold(record);
+            }
+            None => model.narrow(now_ms, "no answer", |state| !matches!(state, State::Completed(_))),
+        }
+    }
+
+    fn poll(&mut self, at: usize) {
+        let (pending, key) = self.pendings.swap_remove(at);
+        let fence = pending.fence();
+        let wait = pending.wait(Duration::ZERO).expect("reads go on");
+        let now_ms = self.now_ms;
+        let model = &mut self.keys[usize::from(key)];
+        match wait {
+            Wait::Replay(record) => model.narrow(now_ms, "a replay after a wait", |state| {
+                matches!(state, State::Completed(answer) if answer.fence == Some(fence))
+                    && state.is_answered_by(&record)
+            }),
+            Wait::TimedOut(pending) => {
+                model.narrow(
+                    now_ms,
+                    "still in flight",
+                    |state| matches!(state, State::Reserved { claim, .. } if claim.fence == Some(fence)),
+                );
+                self.pendings.push((pending, key));
+            }
+            Wait::Retry => model.narrow(now_ms, "over", |state| match state {
+                State::Vacant | State::Interrupted { .. } => true,
+                State::Reserved { claim, .. } => claim.fence != Some(fence),
+                State::Completed(answer) => answer.fence != Some(fence),
+            }),
+        }
+    }
+
+    fn erase(&mut self, key: u8) {
+        // An erasure waits for handles.
+        self.records.clear();
+        let name = name(key);
+        let request = Request::new(&name).scope(scope(key)).operation(if key % 2 == 0 { "" } else { "charge" });
+        let was_poisoned = self.is_poisoned();
+        let told = self.store().erase(&request);
+        let now_ms = self.now_ms;
+        match told {
+            Ok(erasure) => {
+                assert!(!was_poisoned, "a poisoned store erased");
+                let (least, most) = self.count_keys(&[key], now_ms);
+                assert!((least..=most).contains(&erasure.keys), "{erasure:?}, not {least} to {most} keys");
+                self.erased(key);
+            }
+            Err(error) => {
+                self.expect_failure(&error);
+                if !was_poisoned {
+                    self.may_be_erased(key);
+                }
+            }
+        }
+    }
+
+    fn erase_scope(&mut self, at: u8) {
+        self.records.clear();
+        let scope_name = SCOPES[usize::from(at)];
+        let keys: Vec<u8> = (0..KEYS).filter(|key| scope(*key) == scope_name).collect();
+        let was_poisoned = self.is_poisoned();
+        match self.store().erase_scope(scope_name) {
+            Ok(erasure) => {
+                assert!(!was_poisoned, "a poisoned store erased");
+                let (least, most) = self.count_keys(&keys, self.now_ms);
+                assert!((least..=most).contains(&erasure.keys), "{erasure:?}, not {least} to {most} keys");
+                keys.into_iter().for_each(|key| self.erased(key));
+            }
+            Err(error) => {
+                self.expect_failure(&error);
+                if !was_poisoned {
+                    keys.into_iter().for_each(|key| self.may_be_erased(key));
+                }
+            }
+        }
+    }
+
+    fn erased(&mut self, key: u8) {
+        self.keys[usize::from(key)] = KeyModel { is_erased: true, ..KeyModel::new() };
+        assert!(!leaves_a_trace(&self.disk, key), "key {key} was erased, and bytes of it are left");
+    }
+
+    fn may_be_erased(&mut self, key: u8) {
+        let model = &mut self.keys[usize::from(key)];
+        model.may_have_written(State::Vacant);
+        if !model.states.contains(&State::Vacant) {
+            model.states.push(State::Vacant);
+        }
+    }
+
+    /// How many of these keys the table holds, at least and at most: what is over may not have been noticed.
+    fn count_keys(&self, keys: &[u8], now_ms: u64) -> (u64, u64) {
+        let models = || keys.iter().map(|key| &self.keys[usize::from(*key)].states);
+        let least = models().filter(|states| states.iter().all(|state| state.at(now_ms) != State::Vacant)).count();
+        let most = models().filter(|states| states.iter().any(|state| *state != State::Vacant)).count();
+        (least as u64, most as u64)
+    }
+
+    fn maintain(&mut self, budget: usize) {
+        let was_poisoned = self.is_poisoned();
+        match self.store().maintain(budget) {
+            Ok(done) => {
+                assert!(!was_poisoned, "a poisoned store did upkeep");
+                if !done.has_more {
+                    for model in &mut self.keys {
+                        for state in &mut model.states {
+                            *state = state.at(self.now_ms);
+                        }
+                    }
+                }
+            }
+            Err(error) => self.expect_failure(&error),
+        }
+        self.check_count();
+    }
+
+    fn check_count(&self) {
+        let keys: Vec<u8> = (0..KEYS).collect();
+        let (least, most) = self.count_keys(&keys, self.now_ms);
+        let held = self.store().stats().keys;
+        assert!((least..=most).contains(&held), "{held} keys, not {least} to {most}");
+    }
+
+    fn all_is_synced(&mut self) {
+        for written in self.keys.iter_mut().flat_map(|model| &mut model.log) {
+            written.synced = true;
+        }
+    }
+
+    fn restart(&mut self, how: Restart, seed: u64, failing: Option<(DiskOp, u64)>) {
+        let store = self.store.take().expect("the store is open between operations");
+        let mut power_cut = how == Restart::Cut;
+        let mut keep = chooser(seed);
+        let image = match how {
+            Restart::Death => self.disk.after_process_death(),
+            Restart::Cut => self.disk.after_power_cut(&mut keep),
+            Restart::Close | Restart::CloseAndCut => {
+                let was_poisoned = store.stats().is_poisoned;
+                match store.clone().close() {
+                    Ok(()) if !was_poisoned => self.all_is_synced(),
+                    Ok(()) => {}
+                    Err(error) => assert!(self.is_armed, "no disk failed, and yet: {error:?}"),
+                }
+                for guard in &mut self.guards {
+                    let kind = guard.reservation.renew().expect_err("the store is closed").kind();
+                    assert_eq!(kind, ErrorKind::Closed);
+                }
+                if how == Restart::CloseAndCut {
+                    power_cut = true;
+                    self.disk.after_power_cut(&mut keep)
+                } else if self.is_armed {
+                    // The same, without the failures still to come.
+                    self.disk.after_process_death()
+                } else {
+                    self.disk.clone()
+                }
+            }
+        };
+        // The old store's guards go when its disk can't change any more, or after the store was closed.
+        self.guards.clear();
+        self.pendings.clear();
+        drop(store);
+        self.disk = image;
+        self.is_armed = false;
+        let store = match failing {
+            None => self.open(),
+            Some((op, after)) => {
+                self.disk.fail(op, after, io::ErrorKind::Other);
+                self.is_armed = true;
+                self.open().or_else(|error| {
+                    self.expect_failure(&error);
+                    self.is_armed = false;
+                    if seed % 2 == 0 {
+                        self.disk = self.disk.after_process_death();
+                    } else {
+                        power_cut = true;
+                        self.disk = self.disk.after_power_cut(&mut keep);
+                    }
+                    self.open()
+                })
+            }
+        };
+        let store = store.unwrap_or_else(|error| panic!("no crash is corruption, and yet: {error:?}"));
+        for model in &mut self.keys {
+            model.crash(power_cut);
+            for state in &mut model.states {
+                *state = state.at(self.now_ms);
+            }
+        }
+        let report = store.recovery();
+        assert!(report.lost.is_empty(), "no crash loses what was durable: {report:?}");
+        assert_eq!(report.clock_behind, Duration::ZERO);
+        assert_eq!(report.completed + report.interrupted, store.stats().keys);
+        self.store = Some(store);
+        self.check_count();
+        let erased = (0..KEYS).find(|key| self.keys[usize::from(*key)].is_erased);
+        if let Some(key) = erased {
+            assert!(!leaves_a_trace(&self.disk, key), "key {key} was erased, and bytes of it are back");
+        }
+    }
+}
