@@ -49,3 +49,58 @@ impl Watermark {
         }
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    /// Lets appenders, begun in this order, each write one slot, and a reader look at all below what it acquires.
+    fn append(order: &'static [u64], preemptions: usize) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(preemptions);
+        model.check(move || {
+            let watermark = Arc::new(Watermark::new(0));
+            // Stand for the slots' bytes: without an order of their own.
+            let slots = Arc::new([0; 3].map(AtomicU64::new));
+            let appenders = order.iter().map(|&at| {
+                let (watermark, slots) = (Arc::clone(&watermark), Arc::clone(&slots));
+                thread::spawn(move || {
+                    slots[at as usize].store(at + 1, Ordering::Relaxed);
+                    watermark.publish(at, at + 1);
+                    // Whoever published sees what is below, too: it may be told of.
+                    assert!(watermark.get() > at);
+                })
+            });
+            let appenders = appenders.collect::<Vec<_>>();
+            let see = |upto: u64| {
+                for at in 0..upto {
+                    assert_eq!(slots[at as usize].load(Ordering::Relaxed), at + 1, "below a watermark of {upto}");
+                }
+            };
+            let first = watermark.get();
+            see(first);
+            let second = watermark.get();
+            assert!(second >= first);
+            see(second);
+            watermark.wait_for(order.len() as u64);
+            see(order.len() as u64);
+            for appender in appenders {
+                appender.join().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn a_reader_sees_all_bytes_below_the_watermark_of_two_appenders() {
+        append(&[0, 1], 4);
+        append(&[1, 0], 4);
+    }
+
+    #[test]
+    fn a_reader_sees_all_bytes_below_the_watermark_of_three_appenders() {
+        append(&[2, 1, 0], 2);
+        append(&[1, 0, 2], 2);
+    }
+}

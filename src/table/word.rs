@@ -70,3 +70,54 @@ impl StateWord {
         self.0.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    #[test]
+    fn of_two_writers_who_saw_the_same_word_exactly_one_wins() {
+        loom::model(|| {
+            let seen = Word::new(Phase::Reserved, 64);
+            let word = Arc::new(StateWord::new(seen));
+            let writers = [Word::new(Phase::Completing, 64), Word::new(Phase::Interrupted, 64)].map(|to| {
+                let word = Arc::clone(&word);
+                (to, thread::spawn(move || word.advance(seen, to)))
+            });
+            let won = writers.map(|(to, writer)| writer.join().unwrap().then_some(to));
+            let winners = won.into_iter().flatten().collect::<Vec<_>>();
+            assert_eq!(winners.len(), 1);
+            assert_eq!(word.load(), winners[0]);
+        });
+    }
+
+    #[test]
+    fn a_reader_who_sees_a_word_sees_the_bytes_of_its_record() {
+        loom::model(|| {
+            let reserved = Word::new(Phase::Reserved, 64);
+            let completed = Word::new(Phase::Completed, 128);
+            let interrupted = reserved.with(Phase::Interrupted);
+            // Stands for the record's bytes: without an order of its own.
+            let bytes = Arc::new(AtomicU64::new(0));
+            let word = Arc::new(StateWord::new(reserved));
+            let owner = {
+                let (word, bytes) = (Arc::clone(&word), Arc::clone(&bytes));
+                thread::spawn(move || {
+                    bytes.store(7, Ordering::Relaxed);
+                    word.advance(reserved, completed)
+                })
+            };
+            let other = {
+                let word = Arc::clone(&word);
+                thread::spawn(move || word.advance(reserved, interrupted))
+            };
+            let seen = word.load();
+            if seen == completed {
+                assert_eq!(bytes.load(Ordering::Relaxed), 7);
+            }
+            assert_ne!(owner.join().unwrap(), other.join().unwrap());
+        });
+    }
+}
