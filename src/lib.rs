@@ -42,6 +42,8 @@
 //! - `testing`: a simulated disk with power cuts, and the parts that benches and fuzzing drive. No promise of stability.
 
 #![warn(missing_docs)]
+#![warn(clippy::wildcard_enum_match_arm)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod builder;
 mod clock;

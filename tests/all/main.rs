@@ -1,5 +1,4 @@
 //! All integration tests in one binary: one link, and modules that share their helpers.
-#![allow(missing_docs, reason = "tests are not documented")]
 
 mod api;
 mod bad_input;
