@@ -16,7 +16,7 @@ unit:
 
 # Every interleaving of the state word's and the watermark's steps.
 loom:
-	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --locked --release --lib loom_
+	RUSTFLAGS="--cfg oncekey_loom" CARGO_TARGET_DIR=target/loom cargo test --locked --release --lib loom_
 
 fuzz:
 	for target in $(FUZZ_TARGETS); do \
