@@ -10,21 +10,26 @@ use std::fmt;
 pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
-    /// Fingerprint of a request whose payload doesn't matter, so that every payload matches.
+    /// What requests without a payload to compare have: it matches itself and no other fingerprint.
     pub const NONE: Fingerprint = Fingerprint([0; 16]);
 
     /// BLAKE3 of the payload's bytes, cut to 128 bits.
     pub fn of(payload: &[u8]) -> Self {
-        Fingerprint::of_parts([payload])
+        Fingerprint::cut(blake3::Hasher::new().update(payload))
     }
 
-    /// BLAKE3 of several parts; each is length-prefixed, so `["ab", "c"]` differs from `["a", "bc"]`.
+    /// BLAKE3 of several parts, cut to 128 bits; before each part goes its length as a little-endian `u64`, so that
+    /// `["ab", "c"]` differs from `["a", "bc"]`.
     pub fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut hasher = blake3::Hasher::new();
         for part in parts {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
         }
+        Fingerprint::cut(&hasher)
+    }
+
+    fn cut(hasher: &blake3::Hasher) -> Self {
         let mut digest = [0; 16];
         hasher.finalize_xof().fill(&mut digest);
         Fingerprint(digest)
@@ -44,5 +49,23 @@ impl Fingerprint {
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Fingerprint({:032x})", u128::from_be_bytes(self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_is_the_published_digest_cut_to_128_bits() {
+        // The digest of no bytes, from the BLAKE3 paper's test vectors.
+        let expected = [0xaf, 0x13, 0x49, 0xb9, 0xf5, 0xf9, 0xa1, 0xa6, 0xa0, 0x40, 0x4d, 0xea, 0x36, 0xdc, 0xc9, 0x49];
+        assert_eq!(Fingerprint::of(b"").as_bytes(), &expected);
+    }
+
+    #[test]
+    fn parts_are_told_apart() {
+        assert_ne!(Fingerprint::of_parts([&b"ab"[..], b"c"]), Fingerprint::of_parts([&b"a"[..], b"bc"]));
+        assert_ne!(Fingerprint::of_parts([&b"ab"[..]]), Fingerprint::of(b"ab"));
     }
 }

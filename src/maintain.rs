@@ -229,7 +229,7 @@ impl Engine {
         if dead.first().is_none_or(|first| Some(first.number()) != oldest) {
             return Ok(());
         }
-        if dead.iter().any(|segment| segment.is_promised()) {
+        if dead.iter().any(|segment| segment.is_promised() || segment.has_moved()) {
             self.journal.sync_all()?;
         }
         // The note of what is still to be overwritten may go with them.
@@ -239,9 +239,11 @@ impl Engine {
                 break;
             }
             self.journal.remove(segment.number())?;
+            // A power cut must not take the younger one and leave the older.
+            self.journal.sync_names()?;
             done.removed += 1;
         }
-        self.journal.sync_names()
+        Ok(())
     }
 
     fn is_to_be_overwritten(&self, space: &Space, segment: &Segment) -> bool {
@@ -265,6 +267,9 @@ impl Engine {
             if oldest.is_some_and(|oldest| oldest <= segment.masks()) {
                 pinned = pinned.max(Some(segment.masks()));
                 continue;
+            }
+            if segment.has_moved() {
+                self.journal.sync_all()?;
             }
             self.journal.remove(segment.number())?;
             removed += 1;
@@ -324,8 +329,6 @@ impl Engine {
             done.relocated += u64::from(self.relocate_record(space, victim, lsn)?);
         }
         *self.upkeep.relocation.lock() = None;
-        // U5, before the next round removes the original.
-        self.journal.sync_all()?;
         Ok(victim.population().live == 0)
     }
 
@@ -350,6 +353,8 @@ impl Engine {
         } else {
             Stream::of_answers(meta.deadline_ms.saturating_sub(self.clock.now_ms()))
         };
+        // U5: whoever removes the victim syncs first.
+        victim.set_moved();
         let claim = self.journal.claim_for_upkeep(stream, record.len())?;
         let copy = claim.lsn();
         claim.segment().add_live();

@@ -440,11 +440,10 @@ fn mend(
         let scrubbed = encode_blank(binding, at, Kind::Scrubbed, target.len);
         let mut there = vec![0; scrubbed.len()];
         blob.read_at(at, &mut there).map_err(fail)?;
-        if there != scrubbed || !scan.is_sealed {
-            blob.overwrite(at, &scrubbed).map_err(fail)?;
-            report.scrubbed += u64::from(there != scrubbed);
-            is_dirty = true;
-        }
+        // Also if it looks done: an earlier sync may have failed, and left it in the page cache only.
+        blob.overwrite(at, &scrubbed).map_err(fail)?;
+        report.scrubbed += u64::from(there != scrubbed);
+        is_dirty = true;
         // A torn one at the very end did not count as readable; it is whole now.
         end = end.max(at + target.len);
     }

@@ -39,9 +39,11 @@ pub enum RunError<E> {
     #[error(transparent)]
     Store(#[from] Error),
     /// The operation ran and said so.
-    #[error("the operation failed")]
+    #[error("the operation failed: {0}")]
     Operation(E),
     /// An earlier owner vanished: find out whether its side effect happened, then complete or release.
+    ///
+    /// The key is the caller's, and in flight to others, as long as this value lives.
     #[error("an earlier owner of the key vanished; whether its operation happened is unknown")]
     Interrupted(Reservation),
     /// The key was used for another payload.

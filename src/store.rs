@@ -193,7 +193,7 @@ impl Store {
     /// `Poisoned` if a write or sync failed, now or before; `Closed`, `Forked`.
     pub fn sync(&self) -> Result<()> {
         self.engine().admit()?;
-        self.engine().journal.sync_all()
+        self.engine().journal.promise_all()
     }
 
     /// Does up to `budget` steps of upkeep: expiry, sealing, removal and relocation of segments, a spare ahead.

@@ -120,6 +120,8 @@ pub(crate) struct Journal {
     spares: Mutex<VecDeque<Arc<Segment>>>,
     /// The number of the next segment; held while one is made.
     next_number: Mutex<u64>,
+    /// What all segments count for under `max_bytes`.
+    used_bytes: AtomicU64,
     /// Spares to keep beside those held back: more while they are used up faster than made.
     wanted_spares: AtomicUsize,
     /// Full segments that wait for their seal.
@@ -152,6 +154,7 @@ impl Journal {
         let full = Arc::new(full_segment()?);
         let head = || StreamHead { active: ArcSwap::from(Arc::clone(&full)), turn: Mutex::default() };
         let map = segments.iter().map(|segment| (segment.number(), Arc::clone(segment))).collect();
+        let used_bytes = segments.iter().map(|segment| segment.accounted_bytes()).sum();
         Ok(Journal {
             storage,
             options,
@@ -160,6 +163,7 @@ impl Journal {
             streams: std::array::from_fn(|_| head()),
             spares: Mutex::default(),
             next_number: Mutex::new(next_number),
+            used_bytes: AtomicU64::new(used_bytes),
             // One for each of the two streams that every operation writes to.
             wanted_spares: AtomicUsize::new(2),
             retired: Mutex::default(),
@@ -311,7 +315,7 @@ impl Journal {
     pub(crate) fn prepare_spare(&self) -> Result<bool> {
         let mut next_number = self.next_number.lock();
         let wanted = HELD_BACK + self.wanted_spares.load(Ordering::Relaxed);
-        if self.spares.lock().len() >= wanted || self.segments().0.len() as u64 >= self.most_segments() {
+        if self.spares.lock().len() >= wanted || !self.fits_one_more() {
             return Ok(false);
         }
         let spare = self.make_segment(&mut next_number)?;
@@ -324,27 +328,27 @@ impl Journal {
         self.wanted_spares.store(1, Ordering::Relaxed);
     }
 
-    fn most_segments(&self) -> u64 {
-        self.options.max_bytes.map_or(u64::MAX, |max_bytes| max_bytes / self.options.segment_len)
+    fn fits_one_more(&self) -> bool {
+        let used_bytes = self.used_bytes.load(Ordering::Relaxed);
+        self.options.max_bytes.is_none_or(|max_bytes| used_bytes + self.options.segment_len <= max_bytes)
     }
 
     /// Whether `max_bytes` leaves so many segments that more reservations may be granted.
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
-        if self.options.max_bytes.is_none() {
-            return true;
-        }
-        let in_use = self.segments().0.len() - self.spares.lock().len();
-        (in_use + HELD_BACK + ROOM_FOR_ANSWERS) as u64 <= self.most_segments()
+        let Some(max_bytes) = self.options.max_bytes else { return true };
+        let spares = self.spares.lock().len();
+        let needed = (HELD_BACK + ROOM_FOR_ANSWERS).saturating_sub(spares) as u64;
+        self.used_bytes.load(Ordering::Relaxed) + needed * self.options.segment_len <= max_bytes
     }
 
     pub(crate) fn full(&self) -> Error {
-        let (segments, len) = (self.map.load().0.len(), self.options.segment_len);
+        let (used_bytes, len) = (self.used_bytes.load(Ordering::Relaxed), self.options.segment_len);
         let max_bytes = self.options.max_bytes.unwrap_or(u64::MAX);
         Error::new(
             ErrorKind::Full,
             format!(
-                "the journal's {segments} segments of {len} bytes leave too little room under max_bytes = {max_bytes}; \
+                "{used_bytes} bytes of the journal leave too little room for segments of {len} under max_bytes = {max_bytes}; \
                  wait for keys to expire, or erase some"
             ),
         )
@@ -352,7 +356,7 @@ impl Journal {
 
     fn make_segment(&self, next_number: &mut u64) -> Result<Arc<Segment>> {
         let len = self.options.segment_len;
-        if self.segments().0.len() as u64 >= self.most_segments() {
+        if !self.fits_one_more() {
             return Err(self.full());
         }
         let number = *next_number;
@@ -360,6 +364,7 @@ impl Journal {
         let name = segment_name(number);
         let blob = self.storage.create(&name, len, &header.encode())?;
         *next_number += 1;
+        self.used_bytes.fetch_add(len, Ordering::Relaxed);
         let binding = Binding::new(&self.options.store_id, number);
         let base = number << len.trailing_zeros();
         let segment = Segment::fresh(number, base, binding, blob)
@@ -369,11 +374,12 @@ impl Journal {
         Ok(segment)
     }
 
-    fn change_map<T>(&self, change: impl FnOnce(&mut Segments) -> T) {
+    fn change_map<T>(&self, change: impl FnOnce(&mut Segments) -> T) -> T {
         let _writer = self.map_writer.lock();
         let mut map = SegmentMap::clone(&self.map.load());
-        change(&mut map.0);
+        let answer = change(&mut map.0);
         self.map.store(Arc::new(map));
+        answer
     }
 
     /// Seals one full segment; `true` if there was one. All reservations segments of now have to go before it.
@@ -384,6 +390,7 @@ impl Journal {
             self.map.load().iter().filter(|segment| segment.has_reservations()).map(|s| s.number()).max();
         segment.set_masks(reservations.unwrap_or(0));
         segment.seal(&self.poison)?;
+        self.used_bytes.fetch_sub(segment.len() - segment.accounted_bytes(), Ordering::Relaxed);
         self.retired.lock().pop_front();
         Ok(true)
     }
@@ -428,6 +435,15 @@ impl Journal {
         Ok(noted)
     }
 
+    /// Promises that all that was published before the call survives a power cut, once it returned without error.
+    pub(crate) fn promise_all(&self) -> Result<()> {
+        // Before the sync, so that upkeep can't slip in between and remove what the promise is about.
+        for segment in self.map.load().iter() {
+            segment.promise();
+        }
+        self.sync_all()
+    }
+
     /// Makes all that was published before the call durable.
     pub(crate) fn sync_all(&self) -> Result<()> {
         if !self.options.persistent {
@@ -463,7 +479,9 @@ impl Journal {
     /// Takes a segment off the storage and out of the map; durable after [`sync_names`](Journal::sync_names).
     pub(crate) fn remove(&self, number: u64) -> Result<()> {
         self.storage.remove(&segment_name(number))?;
-        self.change_map(|map| map.remove(&number));
+        if let Some(removed) = self.change_map(|map| map.remove(&number)) {
+            self.used_bytes.fetch_sub(removed.accounted_bytes(), Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -555,6 +573,7 @@ impl Claim<'_> {
         journal.poison.check()?;
         if sync && journal.options.persistent {
             journal.syncs.fetch_add(1, Ordering::Relaxed);
+            self.segment.promise();
             self.segment.make_durable(self.start + self.len, &journal.poison)?;
         }
         Ok(())

@@ -62,6 +62,7 @@ pub(crate) struct Segment {
     end: AtomicU64,
     sealed: AtomicBool,
     reservations: AtomicBool,
+    moved: AtomicBool,
     /// Whether some caller was promised that its records here survive a power cut.
     promised: AtomicBool,
     commit: GroupCommit,
@@ -109,6 +110,7 @@ impl Segment {
             end: AtomicU64::new(end.unwrap_or(UNSET)),
             sealed: AtomicBool::new(end.is_some()),
             reservations: AtomicBool::new(false),
+            moved: AtomicBool::new(false),
             promised: AtomicBool::new(end.is_some()),
             commit: GroupCommit::new(published),
             marked: AtomicU64::new(published),
@@ -162,8 +164,26 @@ impl Segment {
     }
 
     /// Whether some caller was promised that its records here survive a power cut.
+    pub(crate) fn promise(&self) {
+        self.promised.store(true, Ordering::Release);
+    }
+
     pub(crate) fn is_promised(&self) -> bool {
         self.promised.load(Ordering::Acquire)
+    }
+
+    /// Whether records were copied out of it, so that the copies have to be durable before it goes.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.moved.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_moved(&self) {
+        self.moved.store(true, Ordering::Release);
+    }
+
+    /// Bytes that it counts for under `max_bytes`: a sealed one has given the rest of its blocks back.
+    pub(crate) fn accounted_bytes(&self) -> u64 {
+        if self.is_sealed() { self.published().next_multiple_of(SEGMENT_HEAD) } else { self.len }
     }
 
     /// Whether this is a segment of the reservations stream.
@@ -249,7 +269,6 @@ impl Segment {
 
     /// Returns when everything below `upto` survives a power cut.
     pub(crate) fn make_durable(&self, upto: u64, poison: &Poison) -> Result<(), Error> {
-        self.promised.store(true, Ordering::Release);
         let led = self.commit.wait(upto, poison, || self.published(), || self.blob.sync())?;
         if led {
             self.mark(poison);

@@ -1,18 +1,23 @@
 //! Segments as files of one directory, written through a mapping or with `pwrite`.
+//!
+//! Files are named relative to the directory's handle, not to its path: a store stays with the directory that it locked,
+//! whatever is renamed and wherever the process changes to.
 
 use super::{Blob, Media, Region, Storage};
 use crate::error::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 use std::collections::HashSet;
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const LOCK_NAME: &str = "LOCK";
 const PAGE: usize = 4096;
+const OWNER_ONLY: Mode = Mode::from_bits_truncate(0o600);
 /// How much is faulted in by one call: short enough to not hold the address space's lock for long.
 const POPULATE_STEP: usize = 1 << 20;
 
@@ -33,9 +38,8 @@ impl FileMedia {
     /// `for_syncs` prepares segments for small, frequent syncs at the price of writing them twice.
     pub(crate) fn open(dir: &Path, media: Media, for_syncs: bool) -> Result<Self> {
         make_dir(dir)?;
-        let handle = open_with(OpenOptions::new().read(true), dir, OFlags::DIRECTORY)
-            .map_err(|source| Error::io("open the store's directory", dir, source))?;
-        let lock = DirLock::take(dir)?;
+        let handle = open_directory(dir).map_err(|source| Error::io("open the store's directory", dir, source))?;
+        let lock = DirLock::take(&handle, dir)?;
         let mapped_writes = match media {
             Media::Mmap => true,
             Media::Pwrite => false,
@@ -44,10 +48,11 @@ impl FileMedia {
         Ok(FileMedia { dir: dir.to_owned(), handle, mapped_writes, zero_fill: for_syncs, _lock: lock })
     }
 
-    fn build(&self, path: &Path, len: u64, header: &[u8]) -> Result<FileBlob> {
+    fn build(&self, name: &str, len: u64, header: &[u8]) -> Result<FileBlob> {
+        let path = &self.path(name);
         check_file_size_limit(path, len)?;
         let fail = |doing| move |source| Error::io(doing, path, source);
-        let file = create_private(path).map_err(fail("create a segment"))?;
+        let file = create_private(&self.handle, name).map_err(fail("create a segment"))?;
         self.allocate(&file, len).map_err(fail("allocate a segment"))?;
         file.write_all_at(header, 0).map_err(fail("write a segment's header"))?;
         file.sync_all().map_err(fail("sync a new segment"))?;
@@ -70,7 +75,7 @@ impl FileMedia {
     fn allocate(&self, file: &File, len: u64) -> io::Result<()> {
         let allocated = match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
             Ok(()) => true,
-            Err(rustix::io::Errno::OPNOTSUPP) => false,
+            Err(Errno::OPNOTSUPP) => false,
             Err(errno) => return Err(errno.into()),
         };
         if self.zero_fill || !allocated {
@@ -86,21 +91,21 @@ impl Storage for FileMedia {
     fn list(&self) -> Result<Vec<String>> {
         let fail = |source| Error::io("list the store's directory", &self.dir, source);
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.dir).map_err(fail)? {
+        for entry in rustix::fs::Dir::read_from(&self.handle).map_err(|errno| fail(errno.into()))? {
+            let entry = entry.map_err(|errno| fail(errno.into()))?;
             // A name that isn't UTF-8 is none of ours.
-            if let Ok(name) = entry.map_err(fail)?.file_name().into_string() {
-                names.push(name);
+            if let Ok(name) = entry.file_name().to_str() {
+                names.push(name.to_owned());
             }
         }
         Ok(names)
     }
 
     fn create(&self, name: &str, len: u64, header: &[u8]) -> Result<Arc<dyn Blob>> {
-        let path = self.path(name);
-        let unborn = self.path(&format!("{name}.new"));
+        let unborn = format!("{name}.new");
         let built = self.build(&unborn, len, header).and_then(|blob| {
-            std::fs::rename(&unborn, &path)
-                .map_err(|source| Error::io("name a new segment", &path, source))
+            rename_new(&self.handle, &unborn, name)
+                .map_err(|source| Error::io("name a new segment", &self.path(name), source))
                 .map(|()| blob)
         });
         match built {
@@ -110,7 +115,7 @@ impl Storage for FileMedia {
             }
             Err(error) => {
                 // ext4 keeps what a failed fallocate got. The error to report is the first one.
-                std::fs::remove_file(&unborn).ok();
+                remove(&self.handle, &unborn).ok();
                 Err(error)
             }
         }
@@ -119,14 +124,13 @@ impl Storage for FileMedia {
     fn open(&self, name: &str) -> Result<Arc<dyn Blob>> {
         let path = self.path(name);
         let fail = |source| Error::io("open a segment", &path, source);
-        let file = open_regular(OpenOptions::new().read(true).write(true), &path).map_err(fail)?;
+        let file = open_regular(&self.handle, name, OFlags::RDWR).map_err(fail)?;
         let len = file.metadata().map_err(fail)?.len();
         Ok(Arc::new(FileBlob { file, len, region: None, write_through: false }))
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        let path = self.path(name);
-        std::fs::remove_file(&path).map_err(|source| Error::io("remove a segment", &path, source))
+        remove(&self.handle, name).map_err(|source| Error::io("remove a segment", &self.path(name), source))
     }
 
     fn sync_names(&self) -> Result<()> {
@@ -134,20 +138,20 @@ impl Storage for FileMedia {
     }
 
     fn write_small(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.path(name);
-        let unborn = self.path(&format!("{name}.new"));
+        let unborn = format!("{name}.new");
         let fail = |doing| move |source| Error::io(doing, &self.path(name), source);
-        let file = create_private(&unborn).map_err(fail("create a file"))?;
+        let file = create_private(&self.handle, &unborn).map_err(fail("create a file"))?;
         file.write_all_at(bytes, 0).map_err(fail("write"))?;
         file.sync_all().map_err(fail("sync"))?;
-        std::fs::rename(&unborn, &path).map_err(fail("rename"))?;
+        rustix::fs::renameat(&self.handle, &unborn, &self.handle, name)
+            .map_err(|errno| fail("rename")(errno.into()))?;
         self.sync_names()
     }
 
     fn read_small(&self, name: &str, limit: usize) -> Result<Option<Vec<u8>>> {
         let path = self.path(name);
         let fail = |source| Error::io("read", &path, source);
-        let file = match open_regular(OpenOptions::new().read(true), &path) {
+        let file = match open_regular(&self.handle, name, OFlags::RDONLY) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(fail(error)),
@@ -208,7 +212,7 @@ impl Blob for FileBlob {
         }
         match rustix::fs::fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, to - from)
         {
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -248,13 +252,15 @@ fn make_dir(dir: &Path) -> Result<()> {
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(fail)
 }
 
-/// Opens without following a link in the last place, and without waiting on a pipe.
-fn open_with(options: &mut OpenOptions, path: &Path, extra: OFlags) -> io::Result<File> {
-    options.custom_flags((OFlags::NONBLOCK | extra).bits() as i32).open(path)
+fn open_directory(dir: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(dir, flags, Mode::empty())?.into())
 }
 
-fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    let file = open_with(options, path, OFlags::NOFOLLOW)?;
+/// Opens a file of the directory without following a link, and without waiting on a pipe.
+fn open_regular(dir: &File, name: &str, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(dir, name, flags, OWNER_ONLY)?);
     if file.metadata()?.is_file() {
         Ok(file)
     } else {
@@ -263,16 +269,33 @@ fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 }
 
 /// A new file that only its owner can read, in place of what a crash may have left under that name.
-fn create_private(path: &Path) -> io::Result<File> {
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let file =
-        open_with(OpenOptions::new().read(true).write(true).create_new(true).mode(0o600), path, OFlags::NOFOLLOW)?;
+fn create_private(dir: &File, name: &str) -> io::Result<File> {
+    remove(dir, name)?;
+    let file = open_regular(dir, name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+    // Whatever the umask took away.
     file.set_permissions(Permissions::from_mode(0o600))?;
     Ok(file)
+}
+
+/// Takes a name away, if it is there.
+fn remove(dir: &File, name: &str) -> io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Gives a file a name that must not be taken.
+fn rename_new(dir: &File, from: &str, to: &str) -> io::Result<()> {
+    match rustix::fs::renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE) {
+        // Not every file system can check and rename in one step.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match rustix::fs::statat(dir, to, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(rustix::fs::renameat(dir, from, dir, to)?),
+            Ok(_) => Err(Errno::EXIST.into()),
+            Err(errno) => Err(errno.into()),
+        },
+        answer => Ok(answer?),
+    }
 }
 
 /// A write beyond the limit would kill the process by SIGXFSZ.
@@ -306,19 +329,15 @@ fn overwrites_in_place(dir: &Path, handle: &File) -> Result<bool> {
     if [BTRFS, OVERLAY, NFS, FUSE, SMB2, NINE_P, ZFS, BCACHEFS].contains(&(kind & 0xffff_ffff)) {
         return Ok(false);
     }
-    let probes = [dir.join("probe-a.new"), dir.join("probe-b.new")];
+    let probes = ["probe-a.new", "probe-b.new"];
     let clones = || -> io::Result<bool> {
-        let (from, to) = (create_private(&probes[0])?, create_private(&probes[1])?);
+        let (from, to) = (create_private(handle, probes[0])?, create_private(handle, probes[1])?);
         from.write_all_at(&[1; PAGE], 0)?;
         Ok(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
     };
     let answer = clones();
-    for probe in &probes {
-        match std::fs::remove_file(probe) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(fail(error)),
-        }
+    for probe in probes {
+        remove(handle, probe).map_err(fail)?;
     }
     answer.map(|clones| !clones).map_err(fail)
 }
@@ -338,13 +357,11 @@ struct DirLock {
 }
 
 impl DirLock {
-    fn take(dir: &Path) -> Result<Self> {
+    fn take(handle: &File, dir: &Path) -> Result<Self> {
         let path = dir.join(LOCK_NAME);
         let fail = |source| Error::io("lock the store", &path, source);
         let held = |by: &str| Error::new(ErrorKind::Locked, format!("the store is open in {by}")).at(&path, None);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = open_regular(&mut options, &path).map_err(fail)?;
+        let file = open_regular(handle, LOCK_NAME, OFlags::RDWR | OFlags::CREATE).map_err(fail)?;
         let found = file.metadata().map_err(fail)?;
         let id = (found.dev(), found.ino());
         let mut open_here = OPEN_HERE.lock();
