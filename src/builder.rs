@@ -1,6 +1,7 @@
 //! Settings of a store.
 
 use crate::clock::{Clock, SystemClock};
+use crate::erase::Space;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::media::{AnonMedia, FileMedia, Media, Storage};
 use crate::journal::mmap::ForkMark;
@@ -217,7 +218,7 @@ impl Builder {
         let segment_len = self.check()?;
         let for_syncs = self.durability == Durability::Synced;
         let storage = FileMedia::open(dir.as_ref(), self.media, for_syncs)?;
-        self.open_on(Box::new(storage), segment_len, true)
+        self.open_on(Arc::new(storage), segment_len, true)
     }
 
     /// A store that lives in memory only; nothing of it survives the process.
@@ -227,7 +228,7 @@ impl Builder {
     /// `InvalidArgument` for settings out of range; `StorageFull` if memory can't be mapped.
     pub fn in_memory(self) -> Result<Store> {
         let segment_len = self.check()?;
-        self.open_on(Box::new(AnonMedia), segment_len, false)
+        self.open_on(Arc::new(AnonMedia), segment_len, false)
     }
 
     /// Opens the store on a simulated disk.
@@ -239,7 +240,7 @@ impl Builder {
     pub fn open_simulated(self, disk: &crate::testing::SimDisk) -> Result<Store> {
         let segment_len = self.check()?;
         let storage = crate::journal::media::SimStorage::open(disk)?;
-        self.open_on(Box::new(storage), segment_len, true)
+        self.open_on(Arc::new(storage), segment_len, true)
     }
 
     /// Checks what depends on nothing but the settings; returns the segments' length.
@@ -267,7 +268,7 @@ impl Builder {
         Ok(segment_len)
     }
 
-    fn open_on(self, storage: Box<dyn Storage>, segment_len: u64, persistent: bool) -> Result<Store> {
+    fn open_on(self, storage: Arc<dyn Storage>, segment_len: u64, persistent: bool) -> Result<Store> {
         #[cfg(not(any(test, feature = "testing")))]
         let hasher = KeyHasher::new();
         #[cfg(any(test, feature = "testing"))]
@@ -285,7 +286,7 @@ impl Builder {
             now_ms: clock.now_ms(),
             clock_jump_limit: self.clock_jump_limit,
         };
-        let Recovery { journal, shards, report, newest_ms, keys } = recover(storage, &plan)?;
+        let Recovery { journal, shards, report, newest_ms, keys, strays } = recover(storage, &plan)?;
         let limits = self.limits(journal.segment_len())?;
         let engine = Engine {
             limits,
@@ -293,7 +294,7 @@ impl Builder {
             hasher,
             shards,
             journal,
-            space: Mutex::default(),
+            space: Mutex::new(Space { strays, ..Space::default() }),
             auto_renewed: DashMap::new(),
             keys: AtomicU64::new(keys),
             report,

@@ -175,4 +175,6 @@ impl Engine {
 pub(crate) struct Space {
     /// Records to overwrite as soon as no handle to them is left. Their segments stay, and so does the note of them.
     pub(crate) unfinished: Vec<Target>,
+    /// Copies that recovery found and that have to be overwritten before anything is removed.
+    pub(crate) strays: Vec<Target>,
 }

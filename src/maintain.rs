@@ -87,6 +87,8 @@ impl Engine {
         let left = self.expire(budget, &mut done)?;
         self.journal.note_durable()?;
         self.reclaim(left, &mut done)?;
+        // Whoever drives upkeep by hand does so at a pace that one spare is enough for.
+        self.journal.want_fewer_spares();
         while self.journal.prepare_spare()? {}
         Ok(done)
     }
@@ -178,6 +180,11 @@ impl Engine {
     fn reclaim(&self, budget: usize, done: &mut Maintained) -> Result<()> {
         let mut space = self.space.lock();
         self.journal.poison.check()?;
+        if !space.strays.is_empty() {
+            let strays = space.strays.clone();
+            self.overwrite(&mut space, &strays)?;
+            space.strays.clear();
+        }
         if !space.unfinished.is_empty() {
             self.overwrite_unfinished(&mut space)?;
         }

@@ -71,7 +71,8 @@ impl Pending {
     /// Waits until the operation ends, without blocking and with any executor.
     ///
     /// It has no time limit; wrap it in the runtime's own. That a lease ran out is noticed by the store's upkeep (its
-    /// threads, or [`maintain`](crate::Store::maintain)) or by the next caller for the key.
+    /// threads, or [`maintain`](crate::Store::maintain)) or by the next caller for the key. The threads end with the last
+    /// handle of the store, so keep one while you wait.
     ///
     /// # Errors
     ///

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// A stored answer; its bytes are read where the journal has them, without a copy.
 ///
 /// A record stays readable while it is held: after its retention, after its segment was removed, after the store was
-/// closed. [`Store::erase`](crate::Store::erase) waits for it to be dropped.
+/// closed. [`Store::erase`](crate::Store::erase) waits for it to be dropped, and so does the next opener of the store, who
+/// gets `Locked` until then; copy the bytes to keep them longer.
 #[derive(Clone)]
 pub struct Record {
     pin: Pin,

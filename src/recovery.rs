@@ -104,6 +104,8 @@ pub(crate) struct Recovery {
     pub(crate) report: RecoveryReport,
     pub(crate) newest_ms: u64,
     pub(crate) keys: u64,
+    /// Copies of reservations that a release beats which may go before them.
+    pub(crate) strays: Vec<Target>,
 }
 
 /// What recovery has to know beside the storage.
@@ -133,7 +135,7 @@ struct Found {
     has_to_be_rebuilt: bool,
 }
 
-pub(crate) fn recover(storage: Box<dyn Storage>, plan: &Plan<'_>) -> Result<Recovery> {
+pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Recovery> {
     let started = Instant::now();
     let mut report = RecoveryReport::default();
     let names = storage.list()?;
@@ -159,7 +161,7 @@ pub(crate) fn recover(storage: Box<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
         if segment.scan.is_blank() && segment.number + 1 != next_number {
             storage.remove(&segment_name(segment.number))?;
         } else {
-            segments.push(mend(&*storage, store_id, segment, repair, &mut report)?);
+            segments.push(mend(&storage, store_id, segment, repair, &mut report)?);
         }
     }
     storage.sync_names()?;
@@ -172,12 +174,13 @@ pub(crate) fn recover(storage: Box<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     let journal = Journal::new(storage, options, &segments, next_number)?;
     let now_ms = plan.now_ms.max(newest_ms);
     let shards = Shards::new(plan.shards, || Shard::new(now_ms));
+    let mut strays = Vec::new();
     for segment in &segments {
-        replay(&journal, &shards, segment, plan.hasher)?;
+        replay(&journal, &shards, segment, plan.hasher, &mut strays)?;
     }
     let keys = finish(&journal, &shards, now_ms, &mut report)?;
     report.elapsed = started.elapsed();
-    Ok(Recovery { journal, shards, report, newest_ms, keys })
+    Ok(Recovery { journal, shards, report, newest_ms, keys, strays })
 }
 
 fn is_unborn(name: &str) -> bool {
@@ -411,13 +414,13 @@ fn behind_torn_scrubs(gap: &Gap, is_tail: bool, base: u64, targets: &[Target]) -
 
 /// Writes what `classify` decided, and hands the segment over, sealed, with whether it holds reservations.
 fn mend(
-    storage: &dyn Storage,
+    storage: &Arc<dyn Storage>,
     store_id: [u8; 16],
     segment: Found,
     repair: Repair,
     report: &mut RecoveryReport,
 ) -> Result<Arc<Segment>> {
-    let segment = if segment.has_to_be_rebuilt { rebuild(storage, store_id, segment)? } else { segment };
+    let segment = if segment.has_to_be_rebuilt { rebuild(&**storage, store_id, segment)? } else { segment };
     let Found { number, base, binding, blob, scan, .. } = segment;
     let path = storage.path(&segment_name(number));
     let fail = |source| Error::io("repair a segment", &path, source);
@@ -440,6 +443,10 @@ fn mend(
         let scrubbed = encode_blank(binding, at, Kind::Scrubbed, target.len);
         let mut there = vec![0; scrubbed.len()];
         blob.read_at(at, &mut there).map_err(fail)?;
+        if there[0] == 0 {
+            // No kind is zero: what was there was damaged once, and padded or cut.
+            continue;
+        }
         // Also if it looks done: an earlier sync may have failed, and left it in the page cache only.
         blob.overwrite(at, &scrubbed).map_err(fail)?;
         report.scrubbed += u64::from(there != scrubbed);
@@ -458,7 +465,8 @@ fn mend(
         blob.sync().map_err(fail)?;
         blob.punch(end + HEADER as u64, blob.len()).map_err(fail)?;
     }
-    let sealed = Segment::sealed(number, base, binding, blob, end).map_err(|source| Error::io("map", &path, source))?;
+    let sealed = Segment::sealed(number, base, binding, Arc::clone(storage), blob, end)
+        .map_err(|source| Error::io("map", &path, source))?;
     if scan.has_reservations {
         sealed.set_reservations();
     }
@@ -491,7 +499,13 @@ fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: Found) -> Result<
 }
 
 /// Puts the keys of a segment's records into the table: of each key's records the one that counts.
-fn replay(journal: &Journal, shards: &Shards<Shard>, segment: &Segment, hasher: &KeyHasher) -> Result<()> {
+fn replay(
+    journal: &Journal,
+    shards: &Shards<Shard>,
+    segment: &Segment,
+    hasher: &KeyHasher,
+    strays: &mut Vec<Target>,
+) -> Result<()> {
     let map = journal.segments();
     for (lsn, record) in segment.records() {
         let phase = match record.kind() {
@@ -521,8 +535,17 @@ fn replay(journal: &Journal, shards: &Shards<Shard>, segment: &Segment, hasher: 
         let state = State { phase: slot.word().phase(), fence: known.fence(), deadline_ms: u64::MAX };
         let seen =
             Recovered { phase, fence: record.fence(), sequence: record.sequence(), known_sequence: known.sequence() };
-        if let Transition::To(_) = state::step(state, Event::Recover(seen)) {
-            shard.advance(at, tag, word, u64::MAX);
+        match state::step(state, Event::Recover(seen)) {
+            Transition::To(_) => shard.advance(at, tag, word, u64::MAX),
+            // Upkeep was copying the reservation while it was released, and died before it took the copy back.
+            Transition::Stay if state.phase == Phase::Released && phase == Phase::Reserved => {
+                strays.push(Target { lsn, len: record.len() });
+            }
+            Transition::Stay
+            | Transition::Replay
+            | Transition::InFlight
+            | Transition::Mismatch
+            | Transition::Fenced => {}
         }
     }
     Ok(())
@@ -572,6 +595,8 @@ fn finish(journal: &Journal, shards: &Shards<Shard>, now_ms: u64, report: &mut R
 
 /// Reads all published records back from storage; nobody removes or overwrites any meanwhile.
 pub(crate) fn verify(journal: &Journal) -> Result<u64> {
+    // No mark is being rewritten while it is read.
+    let _sealing = journal.sealing();
     let mut records = 0;
     let mut bytes = Vec::new();
     for segment in journal.segments().iter() {

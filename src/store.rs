@@ -168,8 +168,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `Busy` if a [`Record`] of the key (or of a few unrelated ones that share its handle count) was held for ten
-    /// seconds: the key is gone, and upkeep overwrites the rest when the handle is dropped, or the next opening does. Call
+    /// `Busy` if a [`Record`] of the key (or of the few unrelated ones that share its handle count; a steady overlap
+    /// of short-lived handles counts too) was held for ten seconds: the key is gone, and upkeep overwrites the rest when the handle is dropped, or the next opening does. Call
     /// again to wait for it. I/O errors, `Poisoned`, `Closed`, `Forked`.
     pub fn erase(&self, request: &Request<'_>) -> Result<Erasure> {
         self.engine().erase_key(request)
@@ -230,7 +230,8 @@ impl Store {
         &self.engine().report
     }
 
-    /// Syncs and seals the journal. The next opener gets in once all reservations and pendings are dropped.
+    /// Syncs and seals the journal. The next opener gets in once all reservations, pendings and records are
+    /// dropped.
     ///
     /// Every later call on a clone, and on reservations that are still out, gets `Closed`; keys of such reservations
     /// come back as interrupted.

@@ -3,6 +3,8 @@
 pub use crate::journal::media::{DiskOp, SimDisk};
 pub use crate::wheel::{Due, Step, TimerId, Wheel};
 
+use crate::journal::codec::{Binding, Kind, Meta, RecordRef, encode};
+use crate::key::Key;
 use crate::state::Phase;
 use crate::table::{Match, Probe, Shards, Slot, Table, Word, tag_of};
 
@@ -53,4 +55,19 @@ fn find(table: &Table, hash: u64, lsn: u64) -> Option<usize> {
         Probe::Found(at) => Some(at),
         Probe::Absent | Probe::Unsettled(_) => None,
     }
+}
+
+/// The bytes of an answer's record.
+pub fn encode_record(store_id: [u8; 16], segment: u64, offset: u64, key: &[u8], payload: &[u8]) -> Vec<u8> {
+    let key = Key { scope: b"", operation: b"", key };
+    let meta = Meta::bare(Kind::Completed, 8, 1);
+    let parts = [&key.prefix()[..], key.key];
+    encode(Binding::new(&store_id, segment), offset, &meta, &parts, payload, |parts| parts.concat())
+}
+
+/// Key and payload of the record at an offset of a segment's bytes, if a whole one is there.
+pub fn decode_record(store_id: [u8; 16], segment: u64, bytes: &[u8], offset: u64) -> Option<(Vec<u8>, Vec<u8>)> {
+    let record = RecordRef::check(Binding::new(&store_id, segment), bytes, offset).ok()?;
+    let key = Key::parse(record.stored_key())?;
+    Some((key.key.to_vec(), record.payload().to_vec()))
 }

@@ -1,14 +1,15 @@
 //! A client that doesn't give up, and doesn't behave either.
 
+use crate::Result;
 use crate::ledger::Charge;
 use crate::random::Random;
 use crate::service::{How, Reply};
-use crate::{Result, thread};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
+use std::thread;
 use std::time::Duration;
 
 /// What a client was told about an order.

@@ -51,12 +51,12 @@ struct State {
 }
 
 impl Ledger {
+    /// Opens a ledger, made if need be, after cutting off what a dying process left half written.
     pub fn open(path: &Path) -> Result<Ledger> {
-        let mut file = File::options().create(true).append(true).read(true).open(path)?;
+        let file = File::options().create(true).append(true).open(path)?;
         let bytes = fs::read(path)?;
         let whole = whole_lines(&bytes);
         file.set_len(whole.len() as u64)?;
-        file.flush()?;
         file.sync_all()?;
         File::open(path.parent().ok_or("a ledger without a directory")?)?.sync_all()?;
 

@@ -111,7 +111,7 @@ pub(crate) struct Options {
 
 #[derive(Debug)]
 pub(crate) struct Journal {
-    storage: Box<dyn Storage>,
+    storage: Arc<dyn Storage>,
     options: Options,
     map: ArcSwap<SegmentMap>,
     /// Serializes changes of `map`.
@@ -146,7 +146,7 @@ struct StreamHead {
 impl Journal {
     /// A journal over segments that recovery has checked, none of which takes records.
     pub(crate) fn new(
-        storage: Box<dyn Storage>,
+        storage: Arc<dyn Storage>,
         options: Options,
         segments: &[Arc<Segment>],
         next_number: u64,
@@ -367,7 +367,7 @@ impl Journal {
         self.used_bytes.fetch_add(len, Ordering::Relaxed);
         let binding = Binding::new(&self.options.store_id, number);
         let base = number << len.trailing_zeros();
-        let segment = Segment::fresh(number, base, binding, blob)
+        let segment = Segment::fresh(number, base, binding, Arc::clone(&self.storage), blob)
             .map_err(|source| Error::io("map a segment", &self.storage.path(&name), source))?;
         let segment = Arc::new(segment);
         self.change_map(|map| map.insert(number, Arc::clone(&segment)));
@@ -393,6 +393,11 @@ impl Journal {
         self.used_bytes.fetch_sub(segment.len() - segment.accounted_bytes(), Ordering::Relaxed);
         self.retired.lock().pop_front();
         Ok(true)
+    }
+
+    /// Keeps every segment's mark and seal as they are.
+    pub(crate) fn sealing(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.sealing.lock()
     }
 
     /// Number of the stream's active segment; 0 before the first.
@@ -425,6 +430,7 @@ impl Journal {
 
     /// Repeats in the segments' heads how far each is durable; returns how many had news.
     pub(crate) fn note_durable(&self) -> Result<usize> {
+        let _sealing = self.sealing.lock();
         let mut noted = 0;
         for segment in self.map.load().iter() {
             let news = segment.note_durable().map_err(|source| {
@@ -518,9 +524,9 @@ impl Bell {
 
 /// The placeholder before a stream's first segment: it has no room, and nothing in it.
 fn full_segment() -> Result<Segment> {
-    let storage = media::AnonMedia;
+    let storage: Arc<dyn Storage> = Arc::new(media::AnonMedia);
     let blob = storage.create("none", SEGMENT_HEAD, &[])?;
-    let segment = Segment::sealed(0, 0, Binding::new(&[0; 16], 0), blob, SEGMENT_HEAD);
+    let segment = Segment::sealed(0, 0, Binding::new(&[0; 16], 0), Arc::clone(&storage), blob, SEGMENT_HEAD);
     segment.map_err(|source| Error::io("map", &storage.path("none"), source))
 }
 

@@ -8,7 +8,7 @@
 
 use super::codec::{self, Binding, HEAD_MARK, HEADER, Kind, Meta, RecordRef, SEGMENT_HEAD};
 use super::commit::{GroupCommit, Poison};
-use super::media::Blob;
+use super::media::{Blob, Storage};
 use super::mmap::Region;
 use super::watermark::Watermark;
 use crate::error::Error;
@@ -30,11 +30,15 @@ pub(crate) struct Pin(Arc<Stripe>);
 
 /// Some of a segment's records; handles to them share its count.
 #[derive(Debug)]
-struct Stripe(Arc<Region>);
+struct Stripe {
+    region: Arc<Region>,
+    /// Keeps the store locked: the next owner may overwrite what is read here.
+    _storage: Arc<dyn Storage>,
+}
 
 impl Pin {
     pub(crate) fn bytes(&self, range: std::ops::Range<usize>) -> Option<&[u8]> {
-        self.0.0.bytes(range)
+        self.0.region.bytes(range)
     }
 }
 
@@ -76,26 +80,42 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// A segment that nothing was written to.
-    pub(crate) fn fresh(number: u64, base: u64, binding: Binding, blob: Arc<dyn Blob>) -> io::Result<Self> {
-        Segment::with(number, base, binding, blob, SEGMENT_HEAD, None)
+    pub(crate) fn fresh(
+        number: u64,
+        base: u64,
+        binding: Binding,
+        storage: Arc<dyn Storage>,
+        blob: Arc<dyn Blob>,
+    ) -> io::Result<Self> {
+        Segment::with(number, base, binding, storage, blob, SEGMENT_HEAD, None)
     }
 
     /// A segment that takes no more records; `end` is where its seal stands.
-    pub(crate) fn sealed(number: u64, base: u64, binding: Binding, blob: Arc<dyn Blob>, end: u64) -> io::Result<Self> {
-        Segment::with(number, base, binding, blob, end + HEADER as u64, Some(end))
+    pub(crate) fn sealed(
+        number: u64,
+        base: u64,
+        binding: Binding,
+        storage: Arc<dyn Storage>,
+        blob: Arc<dyn Blob>,
+        end: u64,
+    ) -> io::Result<Self> {
+        Segment::with(number, base, binding, storage, blob, end + HEADER as u64, Some(end))
     }
 
     fn with(
         number: u64,
         base: u64,
         binding: Binding,
+        storage: Arc<dyn Storage>,
         blob: Arc<dyn Blob>,
         published: u64,
         end: Option<u64>,
     ) -> io::Result<Self> {
         let region = blob.map()?;
         let len = blob.len();
-        let stripes = (0..STRIPES).map(|_| Arc::new(Stripe(Arc::clone(&region)))).collect();
+        let stripes = (0..STRIPES)
+            .map(|_| Arc::new(Stripe { region: Arc::clone(&region), _storage: Arc::clone(&storage) }))
+            .collect();
         Ok(Segment {
             number,
             base,

@@ -41,7 +41,7 @@ fn key(number: usize) -> String {
 }
 
 fn answer(number: usize) -> Vec<u8> {
-    let len = if number % 8 == 0 { 6_000 } else { number * 3 };
+    let len = if number.is_multiple_of(8) { 6_000 } else { number * 3 };
     (0..len).map(|at| (at * 31 + number) as u8).collect()
 }
 

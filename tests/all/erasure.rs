@@ -390,3 +390,19 @@ fn an_erasure_that_returned_survives_every_power_cut() {
         assert_eq!(store.recovery().completed, 30);
     }
 }
+
+/// Found by an auditor: the next owner overwrote bytes that a record of the one before still showed.
+#[test]
+fn a_held_record_keeps_the_next_opener_out_and_its_bytes_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, builder) = manual();
+    let store = builder.clone().open(dir.path()).unwrap();
+    let record = reserved(store.reserve(&request(KEY, 1)).unwrap()).complete(ANSWER).unwrap();
+    store.close().unwrap();
+    assert_eq!(builder.clone().open(dir.path()).unwrap_err().kind(), ErrorKind::Locked);
+    assert_eq!(record.bytes(), ANSWER);
+    drop(record);
+    let store = builder.open(dir.path()).unwrap();
+    store.erase(&request(KEY, 1)).unwrap();
+    assert_gone(dir.path());
+}

@@ -771,3 +771,27 @@ fn an_interrupted_key_is_told_so_with_its_recovery_point_after_a_crash() {
     let guard = interrupted(reserve(&store, 1).unwrap());
     assert_eq!((guard.attempt(), guard.last_recovery_point()), (2, Some(&b"charged, not yet shipped"[..])));
 }
+
+/// Found by an auditor: the next opening wrote into the pad that salvage had made over an erased record.
+#[test]
+fn an_erasure_inside_what_salvage_padded_is_not_done_again() {
+    let disk = SimDisk::new();
+    let store = strict(&disk);
+    for number in 0..10 {
+        complete(&store, number);
+    }
+    store.erase(&Request::new(&key(3))).unwrap();
+    store.close().unwrap();
+    let (name, records) = segment_with(&disk, COMPLETED);
+    let (from, to) = (records[1].at + 8, records[5].at);
+    change(&disk, &name, |bytes| bytes[from..to].fill(0x5a));
+    let store = salvage(&disk);
+    assert!(!store.recovery().lost.is_empty());
+    store.verify().unwrap();
+    store.close().unwrap();
+    for _ in 0..3 {
+        let store = strict(&disk);
+        store.verify().unwrap();
+        store.close().unwrap();
+    }
+}

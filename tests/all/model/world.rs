@@ -281,6 +281,10 @@ fn scope(key: u8) -> &'static str {
     SCOPES[usize::from(key) % SCOPES.len()]
 }
 
+fn operation(key: u8) -> &'static str {
+    if key.is_multiple_of(2) { "" } else { "charge" }
+}
+
 fn fingerprint(payload: u8) -> Fingerprint {
     if payload == 0 { Fingerprint::NONE } else { Fingerprint::of(&[payload]) }
 }
@@ -447,7 +451,7 @@ impl World {
         let kept = kept_ms.map_or(Retention::Forever, |ms| Retention::For(Duration::from_millis(ms)));
         let request = Request::new(&name)
             .scope(scope(key))
-            .operation(if key % 2 == 0 { "" } else { "charge" })
+            .operation(operation(key))
             .fingerprint(asked)
             .lease(Duration::from_millis(lease_ms))
             .retention(kept)
@@ -694,7 +698,7 @@ impl World {
 
     fn get(&mut self, key: u8) {
         let name = name(key);
-        let request = Request::new(&name).scope(scope(key)).operation(if key % 2 == 0 { "" } else { "charge" });
+        let request = Request::new(&name).scope(scope(key)).operation(operation(key));
         let found = self.store().get(&request).expect("reads go on");
         let now_ms = self.now_ms;
         let model = &mut self.keys[usize::from(key)];
@@ -739,7 +743,7 @@ impl World {
         // An erasure waits for handles.
         self.records.clear();
         let name = name(key);
-        let request = Request::new(&name).scope(scope(key)).operation(if key % 2 == 0 { "" } else { "charge" });
+        let request = Request::new(&name).scope(scope(key)).operation(operation(key));
         let was_poisoned = self.is_poisoned();
         let told = self.store().erase(&request);
         let now_ms = self.now_ms;
@@ -865,6 +869,10 @@ impl World {
         self.guards.clear();
         self.pendings.clear();
         drop(store);
+        // They outlive the store; whoever wants the same disk has to wait for them.
+        for (record, bytes) in self.records.drain(..) {
+            assert_eq!(record.bytes(), bytes);
+        }
         self.disk = image;
         self.is_armed = false;
         let store = match failing {
@@ -875,7 +883,7 @@ impl World {
                 self.open().or_else(|error| {
                     self.expect_failure(&error);
                     self.is_armed = false;
-                    if seed % 2 == 0 {
+                    if seed.is_multiple_of(2) {
                         self.disk = self.disk.after_process_death();
                     } else {
                         power_cut = true;
