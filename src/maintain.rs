@@ -130,7 +130,7 @@ impl Engine {
         Ok((most, false))
     }
 
-    /// Ends what a timer was set for. The answer's record isn't touched, which would cost a cache miss.
+    /// Ends what a timer was set for.
     fn fire(&self, shard: &mut Shard, due: &Due, now_ms: u64, done: &mut Maintained) -> Result<()> {
         let tag = due.item;
         let Some(at) = shard.find_timer(tag, due.id) else { return Ok(()) };
@@ -230,7 +230,7 @@ impl Engine {
         let dead: Vec<_> = self
             .sealed_segments(true)
             .into_iter()
-            .take_while(|segment| segment.population().live == 0 && !self.is_to_be_overwritten(space, segment))
+            .take_while(|segment| segment.live_bytes() == 0 && !self.is_to_be_overwritten(space, segment))
             .collect();
         // U2: nothing older may be left behind, such as one that waits for its seal.
         if dead.first().is_none_or(|first| Some(first.number()) != oldest) {
@@ -268,7 +268,7 @@ impl Engine {
         let mut pinned = None;
         let mut removed = 0;
         for segment in self.sealed_segments(false) {
-            if segment.population().live > 0 || self.is_to_be_overwritten(space, &segment) {
+            if segment.live_bytes() > 0 || self.is_to_be_overwritten(space, &segment) {
                 continue;
             }
             if oldest.is_some_and(|oldest| oldest <= segment.masks()) {
@@ -304,9 +304,9 @@ impl Engine {
             return Some(Arc::clone(oldest));
         }
         let answers = self.sealed_segments(false);
-        let living = answers.iter().filter(|segment| segment.population().live > 0);
+        let living = answers.iter().filter(|segment| segment.live_bytes() > 0);
         if self.is_wasteful(&answers) {
-            let density = |segment: &&Arc<Segment>| live_bytes(segment) * 1000 / segment.published();
+            let density = |segment: &&Arc<Segment>| segment.live_bytes() * 1000 / segment.published();
             return living.min_by_key(density).cloned();
         }
         let small: Vec<_> = living.filter(|segment| segment.published() < segment.len() / 8).collect();
@@ -316,7 +316,7 @@ impl Engine {
     /// Whether segments take more than twice what lives in them, and one segment.
     fn is_wasteful(&self, segments: &[Arc<Segment>]) -> bool {
         let used: u64 = segments.iter().map(|segment| segment.published()).sum();
-        let live: u64 = segments.iter().map(live_bytes).sum();
+        let live: u64 = segments.iter().map(|segment| segment.live_bytes()).sum();
         used > 2 * live + self.journal.segment_len()
     }
 
@@ -336,7 +336,7 @@ impl Engine {
             done.relocated += u64::from(self.relocate_record(space, victim, lsn)?);
         }
         *self.upkeep.relocation.lock() = None;
-        Ok(victim.population().live == 0)
+        Ok(victim.live_bytes() == 0)
     }
 
     fn relocate_record(&self, space: &mut Space, victim: &Segment, lsn: u64) -> Result<bool> {
@@ -364,7 +364,7 @@ impl Engine {
         victim.set_moved();
         let claim = self.journal.claim_for_upkeep(stream, record.len())?;
         let copy = claim.lsn();
-        claim.segment().add_live();
+        claim.add_live();
         claim.write(&meta, &[record.stored_key()], record.payload(), false)?;
         {
             let mut shard = self.shards.of(hash);
@@ -384,11 +384,6 @@ impl Engine {
         }
         Ok(false)
     }
-}
-
-fn live_bytes(segment: &Arc<Segment>) -> u64 {
-    let population = segment.population();
-    segment.published() * u64::from(population.live) / u64::from(population.records).max(1)
 }
 
 /// The store's threads.

@@ -515,9 +515,6 @@ fn replay(
             Kind::Scrubbed | Kind::Erase | Kind::Mark | Kind::Seal | Kind::Pad => continue,
         };
         let Some(key) = Key::parse(record.stored_key()) else { continue };
-        if record.kind().is_live_kind() {
-            segment.add_dead();
-        }
         let hash = hasher.hash(&key);
         let tag = tag_of(hash);
         let word = Word::new(phase, lsn);
@@ -586,7 +583,7 @@ fn finish(journal: &Journal, shards: &Shards<Shard>, now_ms: u64, report: &mut R
                 Phase::Vacant | Phase::Reserved | Phase::Completing | Phase::Released => {}
             }
             shard.advance(at, tag, to, deadline_ms);
-            journal.segment(&map, word.lsn())?.revive();
+            journal.segment(&map, word.lsn())?.add_live(record.len());
             keys += 1;
         }
     }

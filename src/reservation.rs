@@ -275,7 +275,7 @@ impl Reservation {
         // The slot is `completing`: its record is neither moved nor, until this claim is published, overwritten.
         let written = Word::new(verdict.settled_phase(), claim.lsn());
         if verdict.is_live() {
-            claim.segment().add_live();
+            claim.add_live();
         }
         let record = claim.handle(&meta, key.len(), payload.len());
         let answer = claim.write(&meta, &[key], payload, self.terms.sync);

@@ -477,7 +477,7 @@ impl Engine {
                 let deadline_ms = now_ms.saturating_add(terms.lease_ms);
                 shard.advance(at, tag, Word::new(Phase::Reserved, claim.lsn()), deadline_ms);
                 shard.counts.taken_over += 1;
-                claim.segment().add_live();
+                claim.add_live();
                 Ok(Decision::Claimed { claim, now_ms, attempt, over: Some(Interrupted { word, point }) })
             }
             Transition::To(_) | Transition::Stay | Transition::Fenced => {
@@ -505,7 +505,7 @@ impl Engine {
         };
         shard.insert(tag, Word::new(Phase::Reserved, claim.lsn()), now_ms.saturating_add(terms.lease_ms));
         shard.counts.reserved += 1;
-        claim.segment().add_live();
+        claim.add_live();
         Ok(Decision::Claimed { claim, now_ms, attempt: 1, over: None })
     }
 
@@ -617,7 +617,7 @@ impl Engine {
     #[inline]
     pub(crate) fn sub_live_in(&self, map: &SegmentMap, lsn: u64) {
         if let Some(segment) = map.get(self.journal.number_of(lsn)) {
-            segment.sub_live();
+            segment.sub_live(lsn);
         }
     }
 

@@ -558,8 +558,10 @@ impl Claim<'_> {
         self.segment.base() + self.start
     }
 
-    pub(crate) fn segment(&self) -> &Segment {
-        &self.segment
+    /// Counts the record as one that a slot points to.
+    #[inline]
+    pub(crate) fn add_live(&self) {
+        self.segment.add_live(self.len);
     }
 
     /// A handle to the payload of the record that is going to be written.

@@ -42,13 +42,6 @@ impl Pin {
     }
 }
 
-/// How many records of a segment there are, and how many the table still points to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Population {
-    pub(crate) records: u32,
-    pub(crate) live: u32,
-}
-
 #[derive(Debug)]
 pub(crate) struct Segment {
     number: u64,
@@ -61,8 +54,8 @@ pub(crate) struct Segment {
     stripes: Box<[Arc<Stripe>]>,
     tail: CachePadded<AtomicU64>,
     published: CachePadded<Watermark>,
-    /// Records in the high half, live ones in the low half.
-    population: CachePadded<AtomicU64>,
+    /// Bytes of the records that the table points to.
+    live_bytes: CachePadded<AtomicU64>,
     end: AtomicU64,
     sealed: AtomicBool,
     reservations: AtomicBool,
@@ -126,7 +119,7 @@ impl Segment {
             stripes,
             tail: CachePadded::new(AtomicU64::new(if end.is_some() { FILL } else { published })),
             published: CachePadded::new(Watermark::new(published)),
-            population: CachePadded::default(),
+            live_bytes: CachePadded::default(),
             end: AtomicU64::new(end.unwrap_or(UNSET)),
             sealed: AtomicBool::new(end.is_some()),
             reservations: AtomicBool::new(false),
@@ -403,31 +396,24 @@ impl Segment {
         self.blob.overwrite(at, &codec::encode_blank(self.binding, at, Kind::Scrubbed, len))
     }
 
+    /// Counts a record of so many bytes as one that a slot points to.
     #[inline]
-    pub(crate) fn add_live(&self) {
-        self.population.fetch_add(1 << 32 | 1, Ordering::Relaxed);
+    pub(crate) fn add_live(&self, len: u64) {
+        self.live_bytes.fetch_add(len, Ordering::Relaxed);
     }
 
-    /// A record that no slot points to any more.
+    /// The record at an LSN is one that no slot points to any more.
     #[inline]
-    pub(crate) fn sub_live(&self) {
-        let before = self.population.fetch_sub(1, Ordering::Relaxed);
-        debug_assert!(before as u32 > 0, "segment {} has fewer than no live records", self.number);
-    }
-
-    /// One of the records counted by `add_dead` turns out to be pointed to.
-    pub(crate) fn revive(&self) {
-        self.population.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A record counted but dead from the start: a copy that lost, as recovery sees it.
-    pub(crate) fn add_dead(&self) {
-        self.population.fetch_add(1 << 32, Ordering::Relaxed);
+    pub(crate) fn sub_live(&self, lsn: u64) {
+        // One that can't be read was never written: then all is poisoned, and nothing is decided by the count.
+        if let Some(record) = self.record(lsn) {
+            let before = self.live_bytes.fetch_sub(record.len(), Ordering::Relaxed);
+            debug_assert!(before >= record.len(), "segment {} has fewer than no live records", self.number);
+        }
     }
 
     /// Relaxed: who decides by it holds the lock under which the last decrement's slot was changed, or looks again.
-    pub(crate) fn population(&self) -> Population {
-        let both = self.population.load(Ordering::Relaxed);
-        Population { records: (both >> 32) as u32, live: both as u32 }
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.live_bytes.load(Ordering::Relaxed)
     }
 }

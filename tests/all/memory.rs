@@ -83,13 +83,15 @@ fn check(builder: Builder, open: impl FnOnce(Builder) -> Store) {
     // 256 tables and wheels grow now and then, each for hundreds of keys; that is not the steady state.
     assert!(clean * 10 > stretches * 6, "only {clean} of {stretches} stretches of ten pairs allocated nothing");
     // Once the tables have their size, nothing is left to allocate: as many keys go as come.
-    let steady = allocations(|| {
+    let again = || {
         for _ in 0..5_000 {
             let Ok(Outcome::Reserved(owner)) = store.reserve(&asked(&key(u64::MAX))) else { panic!("not released") };
             owner.release().unwrap();
         }
-    });
-    assert_eq!(steady, 0, "reserve and release allocate");
+    };
+    // The first time around its table may still have to grow for this key.
+    again();
+    assert_eq!(allocations(again), 0, "reserve and release allocate");
 }
 
 #[test]
