@@ -1,6 +1,7 @@
 //! What one shard lock protects: a table, its wheel, and the callers who wait for a key's owner.
 
 use crate::error::Result;
+use crate::journal::segment::Segment;
 use crate::journal::{Journal, SegmentMap};
 use crate::key::Key;
 use crate::state::{Phase, State};
@@ -93,13 +94,20 @@ impl Shard {
     #[inline]
     pub(crate) fn find_key(&self, journal: &Journal, map: &SegmentMap, tag: u32, key: &Key<'_>) -> Result<Probe> {
         let mut failure = None;
+        let mut last = None;
         let probe = self.table.find(tag, |slot| {
             let word = slot.word();
             // Only a reservation is in the table before its record is in the journal.
             if word.phase() == Phase::Reserved && !journal.is_published(map, word.lsn()) {
                 return Match::Unsettled;
             }
-            match journal.record(map, word.lsn()) {
+            // Keys whose hashes are equal were mostly written one after the other, to one segment.
+            let number = journal.number_of(word.lsn());
+            if last.is_none_or(|segment: &Segment| segment.number() != number) {
+                last = map.get(number).map(|segment| &**segment);
+            }
+            let record = last.and_then(|segment| segment.record(word.lsn()));
+            match record.ok_or_else(|| journal.vanished(word.lsn())) {
                 Ok(record) if key.matches(record.stored_key()) => Match::Same,
                 Ok(_) => Match::Other,
                 Err(error) => {

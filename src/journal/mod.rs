@@ -220,7 +220,7 @@ impl Journal {
     }
 
     #[cold]
-    fn vanished(&self, lsn: u64) -> Error {
+    pub(crate) fn vanished(&self, lsn: u64) -> Error {
         let path = self.path_of(lsn);
         let offset = lsn & (self.options.segment_len - 1);
         Error::corrupt(&path, offset, "a record was changed or removed by another program while the store was open")

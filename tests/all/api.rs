@@ -1,5 +1,4 @@
 //! The state table, through the public API only.
-#![allow(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
 
 use crate::support::{START_MS, interrupted, manual, replay, request, reserved};
 use oncekey::{

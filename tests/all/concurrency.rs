@@ -1,5 +1,4 @@
 //! Many threads: one winner, no lost wake-up, no stale write.
-#![allow(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
 
 use crate::support::{interrupted, manual, replay, request, reserved};
 use oncekey::testing::{DiskOp, SimDisk};

@@ -1,5 +1,4 @@
 //! When answers are forgotten, to the millisecond, and that forgetting is final.
-#![allow(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
 
 use crate::support::{START_MS, interrupted, manual, replay, request, reserved};
 use oncekey::{Outcome, Request, Retention, Store};

@@ -166,3 +166,51 @@ fn a_store_gives_its_memory_back_when_its_keys_are_released() {
     assert_eq!(store.stats().keys, 0);
     assert!(store.stats().segments <= 6, "{:?}", store.stats());
 }
+
+/// The same keys come and go a second time, so that every table, wheel and segment has its size already.
+fn check_a_second_life(store: &Store, clock: &oncekey::ManualClock) {
+    use oncekey::Retention;
+    use std::time::Duration;
+
+    const KEYS: u64 = 3_000;
+    let brief = Retention::For(Duration::from_secs(60));
+    let life = || {
+        for number in 0..KEYS {
+            let key = key(number);
+            let request = asked(&key).retention(brief);
+            let Ok(Outcome::Reserved(owner)) = store.reserve(&request) else { panic!("{number} is not fresh") };
+            let Ok(Outcome::InFlight(pending)) = store.reserve(&request) else { panic!("{number} has two owners") };
+            drop(pending);
+            drop(owner.complete([number as u8; 128]).unwrap());
+            let Ok(Outcome::Replay(record)) = store.reserve(&request) else { panic!("{number} is gone") };
+            assert_eq!(record.bytes(), [number as u8; 128]);
+            assert!(store.get(&request).unwrap().is_some());
+        }
+    };
+    // Keys that stay, so that no table shrinks when the others go.
+    for number in 1_000_000..1_030_000 {
+        fresh(store, number);
+    }
+    for _ in 0..2 {
+        life();
+        clock.advance(Duration::from_secs(60));
+        while store.stats().keys > 30_000 {
+            store.maintain(10_000).unwrap();
+        }
+    }
+    assert_eq!(allocations(life), 0, "reserve, complete and replay allocate in the steady state");
+    assert_eq!(store.stats().keys, 30_000 + KEYS);
+}
+
+#[test]
+fn a_second_life_of_the_same_keys_allocates_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for background in [false, true] {
+        let (clock, _) = crate::support::manual();
+        let builder = || Store::builder().clock(std::sync::Arc::clone(&clock)).background(background);
+        let builder = || builder().durability(Durability::Buffered);
+        check_a_second_life(&builder().in_memory().unwrap(), &clock);
+        let path = dir.path().join(background.to_string());
+        check_a_second_life(&builder().open(path).unwrap(), &clock);
+    }
+}

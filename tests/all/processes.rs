@@ -71,9 +71,9 @@ fn start(durability: &str, round: usize, dir: &Path) -> Child {
 
 /// Notes what the child acknowledges; kills it after so many acknowledgements, and reads on to the end.
 fn run_and_kill(mut child: Child, after: usize, acknowledged: &mut BTreeMap<String, String>) -> usize {
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut count = 0;
-    while let Some(line) = lines.next() {
+    for line in lines {
         let line = line.unwrap();
         let Some(rest) = line.strip_prefix("ACK ") else { continue };
         let (what, key) = rest.split_once(' ').expect("what and key");
@@ -140,4 +140,76 @@ fn a_second_process_is_locked_out_until_the_first_is_killed() {
     child.kill().unwrap();
     child.wait().unwrap();
     builder(Durability::Buffered).open(dir.path()).unwrap();
+}
+
+/// Does nothing but in the processes that the test below starts: opens the store, again and again, until it is killed.
+#[test]
+fn child_that_recovers() {
+    let Some(dir) = std::env::var_os("ONCEKEY_RECOVERING_CHILD") else { return };
+    std::io::stdout().write_all(b"\nACK start -\n").unwrap();
+    let store = builder(Durability::Buffered).open(dir).unwrap();
+    std::io::stdout().write_all(b"\nACK open -\n").unwrap();
+    drop(store);
+}
+
+/// What of a store's state can be seen: completed keys with their answers, interrupted ones, and how many of each.
+fn state_of(dir: &Path, keys: &[String]) -> (u64, u64, BTreeMap<String, Vec<u8>>) {
+    let store = builder(Durability::Buffered).open(dir).unwrap();
+    assert!(store.recovery().lost.is_empty(), "{:?}", store.recovery());
+    store.verify().unwrap();
+    let answers = keys.iter().filter_map(|key| {
+        let record = store.get(&request(key, 1)).unwrap()?;
+        Some((key.clone(), record.bytes().to_vec()))
+    });
+    (store.recovery().completed, store.recovery().interrupted, answers.collect())
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn kill_9_during_recovery_changes_nothing_that_the_next_recovery_finds() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acknowledged = BTreeMap::new();
+    run_and_kill(start("buffered", 0, dir.path()), 6_000, &mut acknowledged);
+    let keys: Vec<String> = acknowledged.keys().cloned().collect();
+    let undisturbed = tempfile::tempdir().unwrap();
+    copy_files(dir.path(), undisturbed.path());
+    let expected = state_of(undisturbed.path(), &keys);
+    assert!(expected.0 > 0 && expected.1 > 0, "{expected:?}");
+    let (mut killed, mut opened) = (0, 0);
+    for round in 0..30_u64 {
+        let crashed = tempfile::tempdir().unwrap();
+        copy_files(dir.path(), crashed.path());
+        // Two in a row: a recovery cut short of what a recovery cut short left.
+        for again in 0..2 {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "processes::child_that_recovers", "--nocapture"])
+                .env("ONCEKEY_RECOVERING_CHILD", crashed.path())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            while lines.next().expect("the child starts").unwrap() != "ACK start -" {}
+            // Not waiting for anything: just some time that differs from round to round.
+            for _ in 0..(round * 2 + again) * 4_000 {
+                std::hint::spin_loop();
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            if lines.any(|line| line.unwrap() == "ACK open -") {
+                opened += 1;
+            } else {
+                killed += 1;
+            }
+        }
+        assert_eq!(state_of(crashed.path(), &keys), expected, "round {round}");
+    }
+    println!("{killed} recoveries were cut short, {opened} were not");
+    assert!(killed >= 5, "only {killed} recoveries were cut short");
 }

@@ -1,5 +1,4 @@
 //! Disk space comes back, and nothing else goes with it.
-#![allow(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
 
 use crate::support::{interrupted, manual, replay, request, reserved};
 use oncekey::{MAX_LEASE, Outcome, Retention, Store};
