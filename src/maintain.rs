@@ -310,7 +310,10 @@ impl Engine {
             return living.min_by_key(density).cloned();
         }
         let small: Vec<_> = living.filter(|segment| segment.published() < segment.len() / 8).collect();
-        if small.len() > SMALL_SEGMENTS { small.first().map(|segment| Arc::clone(segment)) } else { None }
+        let small_bytes: u64 = small.iter().map(|segment| segment.accounted_bytes()).sum();
+        let are_too_many = small.len() > SMALL_SEGMENTS || small_bytes > self.journal.segment_len();
+        let should_merge = are_too_many || (small.len() > 1 && !self.journal.has_room());
+        if should_merge { small.first().map(|segment| Arc::clone(segment)) } else { None }
     }
 
     /// Whether segments take more than twice what lives in them, and one segment.

@@ -365,3 +365,25 @@ fn a_budget_bounds_how_much_is_moved_at_a_time() {
     }
     store.verify().unwrap();
 }
+
+#[test]
+fn restarts_do_not_use_max_bytes_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (clock, builder) = manual();
+    let builder = builder.max_bytes(8 * SEGMENT);
+    for restart in 0..100 {
+        let store = builder.clone().open(dir.path()).unwrap();
+        // A little that stays, a little that goes, and an owner that vanishes and is seen to.
+        complete(&store, &format!("forever {restart}"), Retention::Forever, 100);
+        complete(&store, &format!("brief {restart}"), Retention::For(SECOND), 100);
+        drop(reserved(store.reserve(&request("unfinished", 1)).unwrap()));
+        interrupted(store.reserve(&request("unfinished", 1)).unwrap()).release().unwrap();
+        clock.advance(MINUTE);
+        maintain(&store);
+        assert!(disk(dir.path()) <= 8 * SEGMENT + 4096, "{} bytes after restart {restart}", disk(dir.path()));
+        if restart % 2 == 0 {
+            store.close().unwrap();
+        }
+    }
+    assert_eq!(builder.open(dir.path()).unwrap().recovery().completed, 100);
+}
