@@ -44,6 +44,8 @@ impl Engine {
     fn erase(&self, is_meant: &dyn Fn(&Key<'_>) -> bool, only: Option<&Key<'_>>) -> Result<Erasure> {
         let mut space = self.space.lock();
         self.journal.poison.check()?;
+        // Or a segment that was removed could bring the key back.
+        self.journal.sync_names()?;
         let horizon = self.journal.horizon();
         self.journal.quiesce();
         let mut erasure = Erasure::default();

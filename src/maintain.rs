@@ -180,6 +180,8 @@ impl Engine {
     fn reclaim(&self, budget: usize, done: &mut Maintained) -> Result<()> {
         let mut space = self.space.lock();
         self.journal.poison.check()?;
+        // A removal may have been followed by an error.
+        self.journal.sync_names()?;
         if !space.strays.is_empty() {
             let strays = space.strays.clone();
             self.overwrite(&mut space, &strays)?;

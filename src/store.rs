@@ -711,6 +711,7 @@ impl Engine {
             shard.wake_all();
         }
         let _space = self.space.lock();
+        self.journal.sync_names()?;
         self.journal.seal_all()
     }
 

@@ -29,7 +29,7 @@ use segment::Segment;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A sequence of segments whose records live about equally long.
@@ -122,6 +122,8 @@ pub(crate) struct Journal {
     next_number: Mutex<u64>,
     /// What all segments count for under `max_bytes`.
     used_bytes: AtomicU64,
+    /// Whether a name was taken away that a power cut could bring back.
+    has_dirty_names: AtomicBool,
     /// Spares to keep beside those held back: more while they are used up faster than made.
     wanted_spares: AtomicUsize,
     /// Full segments that wait for their seal.
@@ -164,6 +166,7 @@ impl Journal {
             spares: Mutex::default(),
             next_number: Mutex::new(next_number),
             used_bytes: AtomicU64::new(used_bytes),
+            has_dirty_names: AtomicBool::new(false),
             // One for each of the two streams that every operation writes to.
             wanted_spares: AtomicUsize::new(2),
             retired: Mutex::default(),
@@ -484,6 +487,7 @@ impl Journal {
 
     /// Takes a segment off the storage and out of the map; durable after [`sync_names`](Journal::sync_names).
     pub(crate) fn remove(&self, number: u64) -> Result<()> {
+        self.has_dirty_names.store(true, Ordering::Release);
         self.storage.remove(&segment_name(number))?;
         if let Some(removed) = self.change_map(|map| map.remove(&number)) {
             self.used_bytes.fetch_sub(removed.accounted_bytes(), Ordering::Relaxed);
@@ -491,8 +495,11 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes removals durable. If that fails nothing may be removed any more that depends on them.
+    /// Makes removals durable, if there were any. If that fails nothing may be removed any more that depends on them.
     pub(crate) fn sync_names(&self) -> Result<()> {
+        if !self.has_dirty_names.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
         self.storage.sync_names().inspect_err(|error| {
             self.poison.set("sync the directory", &std::io::Error::other(error.to_string()));
         })

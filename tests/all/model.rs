@@ -99,3 +99,24 @@ fn a_reservation_that_could_not_be_written_leaves_the_counts_right() {
         }
     }
 }
+
+/// Found by the model: upkeep failed between a removal and its sync, and the power cut brought the segment back.
+#[test]
+fn an_erased_key_does_not_come_back_with_a_segment_whose_removal_was_not_durable() {
+    let answered = |key, kept_ms| {
+        let kept_ms = Some(kept_ms);
+        let reserve = Op::Reserve { key, payload: 1, lease_ms: 30_000, kept_ms, synced: false, auto_renew: false };
+        [reserve, Op::Complete { guard: 0, len: 40 }]
+    };
+    for after in 0..6 {
+        let ops = [
+            &answered(5, 500)[..],
+            &answered(6, 9_000),
+            &answered(7, 60_000),
+            &[restart(Restart::Close, 0), reserve(0), Op::Advance { ms: 100_000 }],
+            &[Op::Break { op: DiskOp::Remove, after }, Op::Maintain { budget: usize::MAX }],
+            &[Op::Erase { key: 5 }, Op::Erase { key: 6 }, Op::Erase { key: 7 }, restart(Restart::CloseAndCut, 3)],
+        ];
+        World::run(false, &ops.concat());
+    }
+}
