@@ -443,8 +443,8 @@ fn mend(
         let scrubbed = encode_blank(binding, at, Kind::Scrubbed, target.len);
         let mut there = vec![0; scrubbed.len()];
         blob.read_at(at, &mut there).map_err(fail)?;
-        if there[0] == 0 {
-            // No kind is zero: what was there was damaged once, and padded or cut.
+        if there[0] == 0 && !scan.gaps.iter().any(|gap| gap.start <= at && at < gap.end) {
+            // No kind is zero: what was there was damaged once, and padded or cut. In a gap it is a hole still to be filled.
             continue;
         }
         // Also if it looks done: an earlier sync may have failed, and left it in the page cache only.
@@ -507,7 +507,9 @@ fn replay(
     strays: &mut Vec<Target>,
 ) -> Result<()> {
     let map = journal.segments();
+    let mut read_to = segment.first_lsn();
     for (lsn, record) in segment.records() {
+        read_to = lsn + record.len();
         let phase = match record.kind() {
             Kind::Reserved | Kind::Point => Phase::Reserved,
             Kind::Completed | Kind::Failed => Phase::Completed,
@@ -544,6 +546,11 @@ fn replay(
             | Transition::Mismatch
             | Transition::Fenced => {}
         }
+    }
+    if read_to != segment.base() + segment.published() {
+        let offset = read_to - segment.base();
+        let path = journal.path_of(segment.base());
+        return Err(Error::corrupt(&path, offset, "the segment's records stop short of its end"));
     }
     Ok(())
 }

@@ -274,6 +274,30 @@ fn a_hundred_and_twenty_zeros_anywhere_in_the_records_are_refused() {
     }
 }
 
+/// Found by the sweep over all positions: the gap counted as covered by the erasure's note, and was then left as it was.
+#[test]
+fn zeros_in_the_place_of_an_erased_record_leave_no_hole() {
+    let mut erased = 0;
+    for name in segments(closed()) {
+        let bytes = &closed()[&name];
+        for at in (4096..SEGMENT_LEN - 64).step_by(8) {
+            // A scrubbed record's header: kind, zero, no key, a payload shorter than a segment.
+            let len = 64 + usize::from(bytes[at + 4]) + (usize::from(bytes[at + 5]) << 8);
+            if bytes[at..at + 4] != [0x41, 0, 0, 0] || !holds_nothing(&name, at..at + len) {
+                continue;
+            }
+            erased += 1;
+            for more in [0, 8, 64] {
+                check(
+                    &damaged(&name, |bytes| bytes[at..at + len + more].fill(0)),
+                    &format!("{name}: zeros over the erased record at {at} and {more} bytes more"),
+                );
+            }
+        }
+    }
+    assert!(erased >= 8, "{erased}");
+}
+
 #[test]
 fn files_of_another_length_are_refused() {
     for name in segments(closed()) {
