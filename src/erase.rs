@@ -130,14 +130,15 @@ impl Engine {
     pub(crate) fn overwrite(&self, space: &mut Space, targets: &[Target]) -> Result<()> {
         // A record that isn't durable could be lost in a power cut, and the note would then point into nothing.
         self.journal.sync_all()?;
+        // Noted first: a record that is overwritten without a note looks damaged if the power fails meanwhile.
+        self.note_targets(targets)?;
         space.unfinished.extend_from_slice(targets);
-        self.note_unfinished(space)?;
         self.overwrite_unfinished(space)
     }
 
-    /// Writes down what is still to be overwritten, for whoever opens the store after a crash.
-    pub(crate) fn note_unfinished(&self, space: &Space) -> Result<()> {
-        for targets in space.unfinished.chunks(TARGETS) {
+    /// Writes down what is to be overwritten, for whoever opens the store after a crash.
+    pub(crate) fn note_targets(&self, targets: &[Target]) -> Result<()> {
+        for targets in targets.chunks(TARGETS) {
             let note = Target::encode(targets);
             let len = codec::record_len(0, note.len()).expect("a note is shorter than any limit");
             let claim = self.journal.claim_for_upkeep(Stream::RESERVATIONS, len)?;

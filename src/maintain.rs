@@ -242,7 +242,7 @@ impl Engine {
             self.journal.sync_all()?;
         }
         // The note of what is still to be overwritten may go with them.
-        self.note_unfinished(space)?;
+        self.note_targets(&space.unfinished)?;
         for segment in &dead {
             if self.oldest_reservations() != Some(segment.number()) {
                 break;
