@@ -260,15 +260,13 @@ impl Engine {
     }
 
     fn oldest_reservations(&self) -> Option<u64> {
-        let map = self.journal.segments();
-        map.iter().filter(|segment| segment.has_reservations()).map(|segment| segment.number()).min()
+        self.journal.segments().reservations().min()
     }
 
     /// Removes what may go; returns the highest `masks` of the dead that may not go yet.
     fn remove_dead_answers(&self, space: &Space, done: &mut Maintained) -> Result<Option<u64>> {
         let oldest = self.oldest_reservations();
         let mut pinned = None;
-        let mut removed = 0;
         for segment in self.sealed_segments(false) {
             if segment.live_bytes() > 0 || self.is_to_be_overwritten(space, &segment) {
                 continue;
@@ -281,12 +279,9 @@ impl Engine {
                 self.journal.sync_all()?;
             }
             self.journal.remove(segment.number())?;
-            removed += 1;
+            done.removed += 1;
         }
-        if removed > 0 {
-            self.journal.sync_names()?;
-            done.removed += removed;
-        }
+        self.journal.sync_names()?;
         Ok(pinned)
     }
 

@@ -314,7 +314,7 @@ struct Repair {
     scrubs: Vec<Target>,
 }
 
-/// Decides what every gap of a segment means: cases F, G and H.
+/// Decides what every gap of a segment means: cases F to H, and J.
 fn classify(
     storage: &dyn Storage,
     segment: &Found,
@@ -604,7 +604,7 @@ pub(crate) fn verify(journal: &Journal) -> Result<u64> {
     let mut records = 0;
     let mut bytes = Vec::new();
     for segment in journal.segments().iter() {
-        let path = journal.storage().path(&segment_name(segment.number()));
+        let path = journal.path_of(segment.base());
         let published = segment.published();
         bytes.resize(published as usize, 0);
         segment.blob().read_at(0, &mut bytes).map_err(|source| Error::io("read a segment", &path, source))?;

@@ -699,8 +699,7 @@ impl Engine {
         if fits {
             return Ok(());
         }
-        let path = self.journal.storage().path(&crate::journal::segment_name(self.journal.number_of(word.lsn())));
-        let offset = word.lsn() & (self.journal.segment_len() - 1);
+        let (path, offset) = (self.journal.path_of(word.lsn()), self.journal.offset_of(word.lsn()));
         let message = format!("the table has a {:?} key here, the journal a {:?} record", word.phase(), record.kind());
         Err(Error::corrupt(&path, offset, message))
     }

@@ -97,6 +97,11 @@ impl SegmentMap {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Segment>> {
         self.0.values()
     }
+
+    /// Numbers of the reservations stream's segments.
+    pub(crate) fn reservations(&self) -> impl Iterator<Item = u64> {
+        self.iter().filter(|segment| segment.has_reservations()).map(|segment| segment.number())
+    }
 }
 
 /// What a new journal needs to know.
@@ -182,10 +187,6 @@ impl Journal {
         self.options.segment_len
     }
 
-    pub(crate) fn storage(&self) -> &dyn Storage {
-        &*self.storage
-    }
-
     /// Syncs that callers waited for.
     pub(crate) fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
@@ -195,6 +196,12 @@ impl Journal {
     #[inline]
     pub(crate) fn number_of(&self, lsn: u64) -> u64 {
         lsn >> self.options.segment_len.trailing_zeros()
+    }
+
+    /// Where in its segment an LSN lies.
+    #[inline]
+    pub(crate) fn offset_of(&self, lsn: u64) -> u64 {
+        lsn & (self.options.segment_len - 1)
     }
 
     /// The segments as they are now.
@@ -225,7 +232,7 @@ impl Journal {
     #[cold]
     pub(crate) fn vanished(&self, lsn: u64) -> Error {
         let path = self.path_of(lsn);
-        let offset = lsn & (self.options.segment_len - 1);
+        let offset = self.offset_of(lsn);
         Error::corrupt(&path, offset, "a record was changed or removed by another program while the store was open")
     }
 
@@ -233,7 +240,7 @@ impl Journal {
     pub(crate) fn wait_published(&self, lsn: u64) {
         let map = self.map.load();
         if let Some(segment) = map.get(self.number_of(lsn)) {
-            segment.wait_published((lsn & (self.options.segment_len - 1)) + 8);
+            segment.wait_published(self.offset_of(lsn) + 8);
         }
     }
 
@@ -241,7 +248,7 @@ impl Journal {
     #[inline]
     pub(crate) fn is_published(&self, map: &SegmentMap, lsn: u64) -> bool {
         match map.get(self.number_of(lsn)) {
-            Some(segment) => segment.published() > lsn & (self.options.segment_len - 1),
+            Some(segment) => segment.published() > self.offset_of(lsn),
             None => false,
         }
     }
@@ -309,8 +316,7 @@ impl Journal {
             if let Some(spare) = take() {
                 return Ok(spare);
             }
-            let made = self.make_segment(&mut next_number)?;
-            self.spares.lock().push_back(made);
+            self.make_spare(&mut next_number)?;
         }
     }
 
@@ -321,8 +327,7 @@ impl Journal {
         if self.spares.lock().len() >= wanted || !self.fits_one_more() {
             return Ok(false);
         }
-        let spare = self.make_segment(&mut next_number)?;
-        self.spares.lock().push_back(spare);
+        self.make_spare(&mut next_number)?;
         Ok(true)
     }
 
@@ -357,7 +362,7 @@ impl Journal {
         )
     }
 
-    fn make_segment(&self, next_number: &mut u64) -> Result<Arc<Segment>> {
+    fn make_spare(&self, next_number: &mut u64) -> Result<()> {
         let len = self.options.segment_len;
         if !self.fits_one_more() {
             return Err(self.full());
@@ -374,7 +379,8 @@ impl Journal {
             .map_err(|source| Error::io("map a segment", &self.storage.path(&name), source))?;
         let segment = Arc::new(segment);
         self.change_map(|map| map.insert(number, Arc::clone(&segment)));
-        Ok(segment)
+        self.spares.lock().push_back(segment);
+        Ok(())
     }
 
     fn change_map<T>(&self, change: impl FnOnce(&mut Segments) -> T) -> T {
@@ -389,9 +395,7 @@ impl Journal {
     pub(crate) fn seal_one(&self) -> Result<bool> {
         let _sealing = self.sealing.lock();
         let Some(segment) = self.retired.lock().front().cloned() else { return Ok(false) };
-        let reservations =
-            self.map.load().iter().filter(|segment| segment.has_reservations()).map(|s| s.number()).max();
-        segment.set_masks(reservations.unwrap_or(0));
+        segment.set_masks(self.map.load().reservations().max().unwrap_or(0));
         segment.seal(&self.poison)?;
         self.used_bytes.fetch_sub(segment.len() - segment.accounted_bytes(), Ordering::Relaxed);
         self.retired.lock().pop_front();
@@ -431,17 +435,14 @@ impl Journal {
         Ok(())
     }
 
-    /// Repeats in the segments' heads how far each is durable; returns how many had news.
-    pub(crate) fn note_durable(&self) -> Result<usize> {
+    /// Repeats in the segments' heads how far each is durable.
+    pub(crate) fn note_durable(&self) -> Result<()> {
         let _sealing = self.sealing.lock();
-        let mut noted = 0;
         for segment in self.map.load().iter() {
-            let news = segment.note_durable().map_err(|source| {
-                Error::io("write a segment's head", &self.storage.path(&segment_name(segment.number())), source)
-            })?;
-            noted += usize::from(news);
+            let fail = |source| Error::io("write a segment's head", &self.path_of(segment.base()), source);
+            segment.note_durable().map_err(fail)?;
         }
-        Ok(noted)
+        Ok(())
     }
 
     /// Promises that all that was published before the call survives a power cut, once it returned without error.

@@ -301,13 +301,12 @@ impl Segment {
     }
 
     /// Repeats in the segment's head how far it is durable, if that is further than when it was last repeated.
-    pub(crate) fn note_durable(&self) -> io::Result<bool> {
+    pub(crate) fn note_durable(&self) -> io::Result<()> {
         let durable = self.commit.durable();
         if self.noted.fetch_max(durable, Ordering::AcqRel) >= durable || self.is_sealed() {
-            return Ok(false);
+            return Ok(());
         }
-        self.write_head_mark(Kind::Mark, durable)?;
-        Ok(true)
+        self.write_head_mark(Kind::Mark, durable)
     }
 
     fn write_head_mark(&self, kind: Kind, durable: u64) -> io::Result<()> {
