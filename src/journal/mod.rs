@@ -470,7 +470,11 @@ impl Journal {
 
     /// An LSN above every reservation made before the call, and not above any made after it.
     pub(crate) fn horizon(&self) -> u64 {
-        let active = self.streams[Stream::RESERVATIONS.0].active.load_full();
+        let head = &self.streams[Stream::RESERVATIONS.0];
+        // Or the stream could take its next segment between the look at the old one and the look at the spares, and
+        // reservations in it, made after the call, would count as made before.
+        let _turn = head.turn.lock();
+        let active = head.active.load_full();
         if active.number() > 0 {
             return active.horizon();
         }

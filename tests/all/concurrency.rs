@@ -427,10 +427,14 @@ fn upkeep_erasure_and_callers_get_along() {
         is_over.store(true, Ordering::Release);
     });
     store.erase_scope("erased").unwrap();
+    // Let go of what is over, so that all that is counted lives. Records of keys that ended earlier may still be in the
+    // journal, where recovery finds them expired.
+    while store.maintain(usize::MAX).unwrap().has_more {}
     let keys = store.stats().keys;
     drop(store);
     let store = builder.open(dir.path()).unwrap();
-    assert_eq!(store.recovery().completed + store.recovery().interrupted + store.recovery().expired, keys);
+    assert_eq!(store.recovery().completed + store.recovery().interrupted, keys);
+    assert_eq!(store.stats().keys, keys);
     assert_eq!(store.erase_scope("erased").unwrap().keys, 0);
 }
 
