@@ -1,7 +1,8 @@
 //! Disk space comes back, and nothing else goes with it.
 
 use crate::support::{interrupted, manual, replay, request, reserved};
-use oncekey::{MAX_LEASE, Outcome, Retention, Store};
+use oncekey::testing::SimDisk;
+use oncekey::{Durability, MAX_LEASE, Outcome, Retention, Store};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -386,4 +387,102 @@ fn restarts_do_not_use_max_bytes_up() {
         }
     }
     assert_eq!(builder.open(dir.path()).unwrap().recovery().completed, 100);
+}
+
+/// Found by an audit: a segment that was sealed when `sync` was called counted as promised to nobody.
+#[test]
+fn what_sync_promised_of_a_sealed_segment_is_not_removed_before_what_took_its_place_is_durable() {
+    let disk = SimDisk::new();
+    let (_, builder) = manual();
+    let store = builder.clone().open_simulated(&disk).unwrap();
+    let owner = reserved(store.reserve(&request("promised", 1)).unwrap());
+    let mut done = store.maintain(0).unwrap();
+    for key in 0.. {
+        reserved(store.reserve(&request(&key.to_string(), 1)).unwrap()).release().unwrap();
+        done = store.maintain(0).unwrap();
+        if done.sealed > 0 {
+            break;
+        }
+    }
+    assert_eq!((done.sealed, done.removed), (1, 0));
+    store.sync().unwrap();
+    owner.complete("answer").unwrap();
+    assert_eq!(store.maintain(1_000).unwrap().removed, 1);
+    let store = builder.open_simulated(&disk.after_power_cut(|| false)).unwrap();
+    let outcome = store.reserve(&request("promised", 1)).unwrap();
+    assert!(!matches!(outcome, Outcome::Reserved(_)), "{outcome:?}");
+}
+
+/// Found by an audit: a segment that died while it was being emptied went before the copies made so far were durable.
+#[test]
+fn a_segment_that_dies_while_it_is_emptied_does_not_go_before_the_copies_are_durable() {
+    let disk = SimDisk::new();
+    let (clock, builder) = manual();
+    let builder = builder.durability(Durability::Synced);
+    let store = builder.clone().open_simulated(&disk).unwrap();
+    // All of one stream. In each segment the few that stay come first, so that they are moved first.
+    let mut stay = Vec::new();
+    for key in 0..400 {
+        let name = format!("{key:03}");
+        let seconds = match key % 57 {
+            0..5 => 60,
+            5..20 => 20,
+            _ => 10,
+        };
+        complete(&store, &name, Retention::For(seconds * SECOND), 1_000);
+        if seconds == 60 {
+            stay.push(name);
+        }
+    }
+    clock.advance(11 * SECOND);
+    let mut moved = 0;
+    while moved < 5 {
+        let done = store.maintain(1).unwrap();
+        moved += done.relocated;
+        assert!(done.has_more, "{moved} were moved");
+    }
+    clock.advance(10 * SECOND);
+    let mut removed = 0;
+    loop {
+        let done = store.maintain(1).unwrap();
+        removed += done.removed;
+        if done.removed > 0 {
+            let after = builder.clone().open_simulated(&disk.after_power_cut(|| false)).unwrap();
+            for name in &stay {
+                replay(after.reserve(&request(name, 1)).unwrap());
+            }
+        }
+        if !done.has_more {
+            break;
+        }
+    }
+    assert!(removed > 5, "{removed} segments were removed");
+}
+
+/// Found by an audit: segments made after the directory got another name went to whatever had its name by then.
+#[test]
+fn a_store_stays_in_its_directory_whatever_that_is_called_meanwhile() {
+    let parent = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| parent.path().join(name));
+    let (_, builder) = manual();
+    let fill = |store: &Store, prefix: &str| {
+        for key in 0..500 {
+            complete(store, &format!("{prefix} {key}"), Retention::Forever, 300);
+        }
+        maintain(store);
+    };
+    let store = builder.clone().open(&first).unwrap();
+    complete(&store, "before", Retention::Forever, 300);
+    fs::rename(&first, &second).unwrap();
+    let other = builder.clone().open(&first).unwrap();
+    fill(&other, "other");
+    fill(&store, "store");
+    store.verify().unwrap();
+    other.verify().unwrap();
+    drop((store, other));
+    for (dir, prefix, keys) in [(&second, "store", 501), (&first, "other", 500)] {
+        let store = builder.clone().open(dir).unwrap();
+        assert_eq!(store.recovery().completed, keys);
+        replay(store.reserve(&request(&format!("{prefix} 499"), 1)).unwrap());
+    }
 }
