@@ -459,6 +459,75 @@ fn a_segment_that_dies_while_it_is_emptied_does_not_go_before_the_copies_are_dur
     assert!(removed > 5, "{removed} segments were removed");
 }
 
+/// Where a kill leaves both a record and its copy, neither may outlive what beats the two.
+#[test]
+fn a_process_killed_at_any_step_of_upkeep_loses_no_key_and_brings_none_back() {
+    let disk = SimDisk::new();
+    let (clock, builder) = manual();
+    let builder = builder.durability(Durability::Synced);
+    let open = |disk: &SimDisk| builder.clone().open_simulated(disk).unwrap();
+    let store = open(&disk);
+    let (mut owners, mut answered, mut released) = (Vec::new(), Vec::new(), Vec::new());
+    for key in 0..600 {
+        let name = format!("{key:0300}");
+        match key % 60 {
+            7 | 30 => owners.push((reserved(store.reserve(&request(&name, 1)).unwrap()), name)),
+            11 => {
+                complete(&store, &name, Retention::Forever, 300);
+                answered.push(name);
+            }
+            at if at % 5 == 0 => {
+                reserved(store.reserve(&request(&name, 1)).unwrap()).release().unwrap();
+                released.push(name);
+            }
+            _ => complete(&store, &name, Retention::For(SECOND), 300),
+        }
+    }
+    clock.advance(2 * SECOND);
+    let (mut relocated, mut removed) = (0, 0);
+    let mut has_more = true;
+    while has_more {
+        let done = store.maintain(1).unwrap();
+        (relocated, removed) = (relocated + done.relocated, removed + done.removed);
+        has_more = done.has_more;
+        if done.relocated + done.removed == 0 {
+            continue;
+        }
+        let mut at = 0;
+        let every_other = disk.after_power_cut(|| {
+            at += 1;
+            at % 2 == 0
+        });
+        for image in [disk.after_process_death(), disk.after_power_cut(|| false), every_other] {
+            let after = open(&image);
+            assert_eq!(after.recovery().interrupted, owners.len() as u64);
+            answered.iter().for_each(|name| drop(replay(after.reserve(&request(name, 1)).unwrap())));
+            for (_, name) in &owners {
+                interrupted(after.reserve(&request(name, 1)).unwrap()).release().unwrap();
+            }
+            // What may go is decided anew by what is left to do, and by a second death half-way.
+            let half = after.maintain(20).unwrap();
+            let second = open(&image.after_process_death());
+            if half.has_more {
+                maintain(&second);
+            }
+            let last = open(&image.after_process_death());
+            for store in [&second, &last] {
+                for name in owners.iter().map(|(_, name)| name).chain(&released) {
+                    assert!(store.get(&request(name, 1)).unwrap().is_none());
+                    reserved(store.reserve(&request(name, 1)).unwrap()).release().unwrap();
+                }
+                answered.iter().for_each(|name| drop(replay(store.reserve(&request(name, 1)).unwrap())));
+            }
+        }
+    }
+    assert!(relocated >= 20 && removed >= 5, "{relocated} records were moved, {removed} segments removed");
+    for (owner, name) in owners {
+        owner.complete(name.as_bytes()).unwrap();
+        assert_eq!(replay(store.reserve(&request(&name, 1)).unwrap()).bytes(), name.as_bytes());
+    }
+}
+
 /// Found by an audit: segments made after the directory got another name went to whatever had its name by then.
 #[test]
 fn a_store_stays_in_its_directory_whatever_that_is_called_meanwhile() {
