@@ -7,6 +7,7 @@
 //! - **G1** A round covers only what was published before its sync began.
 //! - **G2** The first failed sync poisons the journal and wakes everybody with an error. It is never tried again: the
 //!   kernel may have marked the pages clean, and a second sync would lie.
+//!   Another segment's sync may be the one that failed: whoever finds out wakes the rest.
 //! - **G3** Waiters of round r sleep on condition r mod 2. When r ends they are all woken, so that the condition is empty
 //!   when waiters of r + 2 come to it.
 
@@ -81,7 +82,7 @@ impl GroupCommit {
         let mut led = false;
         let mut rounds = self.rounds.lock();
         while self.durable() < target {
-            poison.check()?;
+            poison.check().inspect_err(|_| self.wake_all())?;
             if rounds.syncing {
                 let round = if target <= rounds.covers { rounds.round } else { rounds.round + 1 };
                 self.ended[round % 2].wait(&mut rounds);
@@ -105,6 +106,12 @@ impl GroupCommit {
             }
         }
         Ok(led)
+    }
+
+    fn wake_all(&self) {
+        for ended in &self.ended {
+            ended.notify_all();
+        }
     }
 }
 
@@ -153,6 +160,32 @@ mod tests {
         });
         assert_eq!(commit.durable(), 4000);
         assert!(device.syncs.load(Ordering::SeqCst) <= 4000);
+    }
+
+    /// The one who was woken to lead the next round found the poison, and left the others of it asleep.
+    #[test]
+    fn poison_from_elsewhere_wakes_every_waiter() {
+        for _ in 0..50 {
+            let (commit, poison, published) = (&GroupCommit::new(0), &Poison::default(), &AtomicU64::new(1));
+            let sync = move || {
+                // Time for the others to fall asleep; if they don't, this shows less, but nothing wrong.
+                while published.load(Ordering::SeqCst) < 4 {
+                    thread::yield_now();
+                }
+                (0..200).for_each(|_| thread::yield_now());
+                poison.set("elsewhere", &io::ErrorKind::Other.into());
+                Ok(())
+            };
+            thread::scope(|scope| {
+                // A round covers the first only.
+                let wait = move |target| commit.wait(target, poison, || 1, sync);
+                scope.spawn(move || wait(1));
+                for _ in 0..3 {
+                    let target = move || published.fetch_add(1, Ordering::SeqCst) + 1;
+                    scope.spawn(move || assert!(wait(target()).is_err()));
+                }
+            });
+        }
     }
 
     #[test]
