@@ -136,7 +136,7 @@ impl Builder {
         self
     }
 
-    /// How many bytes all segments take at most, at least eight segments; no limit by default.
+    /// How many bytes all segments take at most, at least eight segments of the store; no limit by default.
     ///
     /// New reservations are refused two segments before that, which leaves room for the answers of operations under way.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
@@ -259,11 +259,6 @@ impl Builder {
         }
         if self.max_keys == Some(0) {
             return out_of_range("max_keys = 0 leaves no room for a key".to_owned());
-        }
-        if let Some(max_bytes) = self.max_bytes
-            && max_bytes / 8 < segment_len
-        {
-            return out_of_range(format!("max_bytes = {max_bytes} is less than eight segments of {segment_len}"));
         }
         Ok(segment_len)
     }

@@ -3,30 +3,39 @@
 //! 1. All claims made so far are published, so that every record of the key can be found.
 //! 2. Its slot goes, if it is older than the erasure: from here on its owner is fenced, and no new handle to its records
 //!    can be taken. A verdict that its owner claimed space for before is waited for.
-//! 3. Every segment is read for records of the key, of any age. What they consist of is made durable, and then a note of
-//!    where they are; the note holds no key. From here on a crash is followed by the rest of the work.
-//! 4. The records are overwritten, and that is synced. Those that somebody holds a handle to are waited for, and if that
-//!    takes too long left to upkeep, which until then keeps their segments, and the note in the journal.
+//! 3. Every segment is read for records of the key, of any age.
+//! 4. In batches: what they consist of is made durable, and then a note of where they are; the note holds no key. From here
+//!    on a crash is followed by the rest of the batch. The records are overwritten, and that is synced.
+//! 5. Those that somebody holds a handle to are waited for, and if that takes too long left to upkeep, which until then
+//!    keeps their segments, and the note in the journal.
+//!
+//! - **E1** Of a key's records the one that recovery would choose goes last, so that a crash between two batches leaves each
+//!   key as it was, or gone.
 //!
 //! All of it holds the `space` lock, so that no record is moved or removed meanwhile.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::codec::{Kind, Meta};
+use crate::journal::codec::{HEADER, Kind, Meta};
 use crate::journal::reader::Target;
 use crate::journal::segment::Segment;
-use crate::journal::{Stream, codec};
+use crate::journal::{Journal, Stream, codec};
 use crate::key::{Key, Request};
 use crate::state::{self, Event, Phase, Transition};
 use crate::store::{Engine, Erasure};
 use crate::table::{Probe, tag_of};
 use parking_lot::MutexGuard;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long handles to a record are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long until they are looked at again, at the most.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// Records that one note lists, at most; the least segment holds it.
 const TARGETS: usize = 1024;
+/// Bytes that such a note takes up, with the mark behind it.
+const NOTE: u64 = (2 * HEADER + 16 * TARGETS) as u64;
 
 impl Engine {
     pub(crate) fn erase_key(&self, request: &Request<'_>) -> Result<Erasure> {
@@ -43,9 +52,9 @@ impl Engine {
     /// Erases the keys that are meant; if it is one key, it is given too.
     fn erase(&self, is_meant: &dyn Fn(&Key<'_>) -> bool, only: Option<&Key<'_>>) -> Result<Erasure> {
         let mut space = self.space.lock();
-        self.journal.poison.check()?;
-        // Or a segment that was removed could bring the key back.
-        self.journal.sync_names()?;
+        self.catch_up(&mut space)?;
+        // Or keys would be gone from the table with no way to say so in the journal.
+        self.ready_for_note(&space)?;
         let horizon = self.journal.horizon();
         self.journal.quiesce();
         let mut erasure = Erasure::default();
@@ -54,7 +63,7 @@ impl Engine {
             None => {
                 for segment in self.all_segments() {
                     for (_, record) in segment.records().filter(|(_, record)| record.fence() < horizon) {
-                        if record.kind().has_key()
+                        if record.kind().phase().is_some()
                             && let Some(key) = Key::parse(record.stored_key()).filter(is_meant)
                         {
                             erasure.keys += u64::from(self.vacate(&key, horizon)?);
@@ -68,16 +77,26 @@ impl Engine {
         let mut targets = Vec::new();
         for segment in self.all_segments() {
             targets.extend(segment.records().filter_map(|(lsn, record)| {
-                let is_older = record.kind().has_key() && record.fence() < horizon;
-                let is_one = is_older && Key::parse(record.stored_key()).is_some_and(|key| is_meant(&key));
-                is_one.then_some(Target { lsn, len: record.len() })
+                let phase = record.kind().phase().filter(|_| record.fence() < horizon)?;
+                Key::parse(record.stored_key()).filter(is_meant)?;
+                let precedence = state::precedence(record.fence(), phase, record.sequence());
+                Some((precedence, Target { lsn, len: record.len() }))
             }));
         }
+        targets.sort_unstable_by_key(|(precedence, _)| *precedence);
+        let targets: Vec<Target> = targets.into_iter().map(|(_, target)| target).collect();
         erasure.records = targets.len() as u64;
-        let news: Vec<Target> = targets.iter().copied().filter(|target| !space.unfinished.contains(target)).collect();
-        self.overwrite(&mut space, &news)?;
+        space.horizon = horizon;
+        space.rest = targets.iter().copied().filter(|target| !space.unfinished.contains(target)).collect();
+        self.overwrite_rest(&mut space)?;
         let until = Instant::now() + PATIENCE;
-        while targets.iter().any(|target| space.unfinished.contains(target)) {
+        let mut pause = Duration::from_micros(500);
+        let mut held = targets;
+        loop {
+            held.retain(|target| space.unfinished.contains(target));
+            if held.is_empty() {
+                return Ok(erasure);
+            }
             if Instant::now() >= until {
                 return Err(Error::new(
                     ErrorKind::Busy,
@@ -86,10 +105,10 @@ impl Engine {
                 ));
             }
             // Readers end without telling anybody.
-            MutexGuard::unlocked(&mut space, || std::thread::sleep(Duration::from_micros(500)));
+            MutexGuard::unlocked(&mut space, || std::thread::sleep(pause));
+            pause = (2 * pause).min(LONGEST_PAUSE);
             self.overwrite_unfinished(&mut space)?;
         }
-        Ok(erasure)
     }
 
     fn all_segments(&self) -> Vec<Arc<Segment>> {
@@ -101,7 +120,7 @@ impl Engine {
         let hash = self.hasher.hash(key);
         let tag = tag_of(hash);
         loop {
-            let mut shard = self.shards.of(hash);
+            let mut shard = self.lock(hash);
             let map = self.journal.segments();
             let at = match shard.find_key(&self.journal, &map, tag, key)? {
                 Probe::Found(at) => at,
@@ -126,13 +145,66 @@ impl Engine {
         }
     }
 
+    /// Does what was left undone; removals and further erasures come after it.
+    pub(crate) fn catch_up(&self, space: &mut Space) -> Result<()> {
+        self.journal.poison.check()?;
+        // A removal may have been followed by an error, and a segment that comes back brings its keys back.
+        self.journal.sync_names()?;
+        if !space.strays.is_empty() {
+            let strays = space.strays.clone();
+            self.overwrite(space, &strays)?;
+            space.strays.clear();
+        }
+        if !space.unfinished.is_empty() {
+            self.overwrite_unfinished(space)?;
+        }
+        self.overwrite_rest(space)
+    }
+
+    /// Overwrites what erasures still have to, a note at a time.
+    fn overwrite_rest(&self, space: &mut Space) -> Result<()> {
+        while !space.rest.is_empty() {
+            self.ready_for_note(space).map_err(|error| {
+                let message = format!(
+                    "the keys are gone from the table, but there is no room to note where {} of their records are; \
+                     upkeep overwrites them when there is, and until then a restart brings the keys back: {error}",
+                    space.rest.len()
+                );
+                Error::new(error.kind(), message)
+            })?;
+            let batch: Vec<Target> = space.rest.iter().take(TARGETS).copied().collect();
+            self.overwrite(space, &batch)?;
+            space.rest.drain(..batch.len());
+        }
+        Ok(())
+    }
+
+    /// Makes sure that there is room for a note, if need be that of earlier notes or of what is dead.
+    fn ready_for_note(&self, space: &Space) -> Result<()> {
+        loop {
+            match self.journal.make_room(Stream::NOTES, NOTE) {
+                Err(error) if error.is_full() => {
+                    if !self.recycle_notes(space)? && !self.remove_dead(space)? {
+                        return Err(error);
+                    }
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Makes a spare of the segment of notes if all of them are done with; whether it did.
+    pub(crate) fn recycle_notes(&self, space: &Space) -> Result<bool> {
+        if space.unfinished.is_empty() { self.journal.recycle_notes() } else { Ok(false) }
+    }
+
     /// Overwrites records that no slot points to, as far as nobody holds a handle to them.
     pub(crate) fn overwrite(&self, space: &mut Space, targets: &[Target]) -> Result<()> {
         // A record that isn't durable could be lost in a power cut, and the note would then point into nothing.
         self.journal.sync_all()?;
         // Noted first: a record that is overwritten without a note looks damaged if the power fails meanwhile.
         self.note_targets(targets)?;
-        space.unfinished.extend_from_slice(targets);
+        space.unfinished.extend(targets);
         self.overwrite_unfinished(space)
     }
 
@@ -141,7 +213,7 @@ impl Engine {
         for targets in targets.chunks(TARGETS) {
             let note = Target::encode(targets);
             let len = codec::record_len(0, note.len()).expect("a note is shorter than any limit");
-            let claim = self.journal.claim_for_upkeep(Stream::RESERVATIONS, len)?;
+            let claim = self.journal.claim_for_upkeep(Stream::NOTES, len)?;
             claim.write(&Meta::bare(Kind::Erase, 0, 0), &[], &note, true)?;
         }
         Ok(())
@@ -156,17 +228,16 @@ impl Engine {
                 Error::io(doing, &self.journal.path_of(lsn), source)
             }
         };
-        let (held, free): (Vec<Target>, Vec<Target>) = space.unfinished.iter().copied().partition(|target| {
+        let (held, free): (BTreeSet<Target>, BTreeSet<Target>) = space.unfinished.iter().copied().partition(|target| {
             map.get(self.journal.number_of(target.lsn)).is_some_and(|segment| segment.is_pinned(target.lsn))
         });
         for target in &free {
             let segment = self.journal.segment(&map, target.lsn)?;
             segment.scrub(target.lsn, target.len).map_err(poisoned("overwrite a record", target.lsn))?;
         }
-        let mut lsns: Vec<u64> = free.iter().map(|target| target.lsn).collect();
-        lsns.dedup_by_key(|lsn| self.journal.number_of(*lsn));
-        for lsn in lsns {
-            self.journal.segment(&map, lsn)?.blob().sync().map_err(poisoned("sync an erasure", lsn))?;
+        let changed: BTreeSet<u64> = free.iter().map(|target| self.journal.number_of(target.lsn)).collect();
+        for segment in changed.iter().filter_map(|number| map.get(*number)) {
+            segment.blob().sync().map_err(poisoned("sync an erasure", segment.base()))?;
         }
         space.unfinished = held;
         Ok(())
@@ -177,7 +248,24 @@ impl Engine {
 #[derive(Debug, Default)]
 pub(crate) struct Space {
     /// Records to overwrite as soon as no handle to them is left. Their segments stay, and so does the note of them.
-    pub(crate) unfinished: Vec<Target>,
+    pub(crate) unfinished: BTreeSet<Target>,
+    /// Records to overwrite that no note lists yet, in this order. Their segments stay.
+    pub(crate) rest: VecDeque<Target>,
+    /// The erasure that `rest` is of is about fences below this.
+    pub(crate) horizon: u64,
     /// Copies that recovery found and that have to be overwritten before anything is removed.
     pub(crate) strays: Vec<Target>,
+}
+
+impl Space {
+    /// Numbers of the segments that hold records still to be overwritten.
+    pub(crate) fn kept(&self, journal: &Journal) -> BTreeSet<u64> {
+        self.unfinished.iter().chain(&self.rest).map(|target| journal.number_of(target.lsn)).collect()
+    }
+
+    /// Number of the first reservations segment that has to stay: a key of which no note says yet that it was erased may
+    /// have been used anew, and what was released or expired since masks what was to be erased.
+    pub(crate) fn keeps_from(&self, journal: &Journal) -> u64 {
+        if self.rest.is_empty() { u64::MAX } else { journal.number_of(self.horizon) }
+    }
 }

@@ -3,7 +3,7 @@
 //! When a segment may go:
 //!
 //! - **U1** Only a sealed segment without live records goes, and never the one with the highest number, so that numbers
-//!   and with them fences can't go back.
+//!   and with them fences can't go back. One of notes that are done with may be made a spare of a higher number instead.
 //! - **U2** Reservations segments go oldest first: a release in a younger one masks reservations in older ones.
 //! - **U3** An answers segment goes only after all reservations segments that were there when it was sealed, durably:
 //!   its answers mask their reservations.
@@ -18,7 +18,7 @@ use crate::journal::Stream;
 use crate::journal::reader::Target;
 use crate::journal::segment::Segment;
 use crate::key::Key;
-use crate::shard::Shard;
+use crate::shard::Locked;
 use crate::state::{self, Event, Phase, State, Transition};
 use crate::store::Engine;
 use crate::table::{Word, tag_of};
@@ -119,7 +119,7 @@ impl Engine {
     /// Up to `most` steps of one shard's wheel: how many there were, and whether nothing more is due.
     fn expire_batch(&self, at: usize, most: usize, done: &mut Maintained) -> Result<(usize, bool)> {
         let now_ms = self.clock.now_ms();
-        let mut shard = self.shards.get(at);
+        let mut shard = Locked::new(self.shards.get(at));
         for steps in 0..most {
             match shard.wheel.step(now_ms) {
                 Step::Idle => return Ok((steps, true)),
@@ -131,7 +131,7 @@ impl Engine {
     }
 
     /// Ends what a timer was set for.
-    fn fire(&self, shard: &mut Shard, due: &Due, now_ms: u64, done: &mut Maintained) -> Result<()> {
+    fn fire(&self, shard: &mut Locked<'_>, due: &Due, now_ms: u64, done: &mut Maintained) -> Result<()> {
         let tag = due.item;
         let Some(at) = shard.find_timer(tag, due.id) else { return Ok(()) };
         shard.table.slot_mut(at).timer = TimerId::NONE.raw();
@@ -153,6 +153,11 @@ impl Engine {
                     shard.advance(at, tag, word, now_ms + 1);
                 }
             }
+            // The clock was set back: the wheel turns on when the time is again what it was.
+            Transition::Stay if due.deadline_ms > now_ms => {
+                let again_ms = shard.wheel.elapsed_ms() + 1;
+                shard.advance(at, tag, word, again_ms);
+            }
             Transition::To(_)
             | Transition::Stay
             | Transition::Replay
@@ -164,7 +169,7 @@ impl Engine {
     }
 
     /// Ends a lease that ran out, unless its owner lives and wants it renewed; whether it ended.
-    pub(crate) fn lapse(&self, shard: &mut Shard, at: usize, tag: u32, fence: u64, now_ms: u64) -> bool {
+    pub(crate) fn lapse(&self, shard: &mut Locked<'_>, at: usize, tag: u32, fence: u64, now_ms: u64) -> bool {
         let word = shard.table.slot(at).word();
         if let Some(lease_ms) = self.auto_renewed.get(&fence) {
             shard.advance(at, tag, word, now_ms.saturating_add(*lease_ms));
@@ -179,17 +184,7 @@ impl Engine {
     /// Gives space back: removes what is dead, and moves survivors out of what is mostly dead.
     fn reclaim(&self, budget: usize, done: &mut Maintained) -> Result<()> {
         let mut space = self.space.lock();
-        self.journal.poison.check()?;
-        // A removal may have been followed by an error.
-        self.journal.sync_names()?;
-        if !space.strays.is_empty() {
-            let strays = space.strays.clone();
-            self.overwrite(&mut space, &strays)?;
-            space.strays.clear();
-        }
-        if !space.unfinished.is_empty() {
-            self.overwrite_unfinished(&mut space)?;
-        }
+        self.catch_up(&mut space)?;
         let mut left = budget;
         loop {
             self.remove_dead_reservations(&space, done)?;
@@ -227,12 +222,23 @@ impl Engine {
         segments
     }
 
+    /// Removes what needs nothing moved for that; whether there was any.
+    pub(crate) fn remove_dead(&self, space: &Space) -> Result<bool> {
+        let mut done = Maintained::default();
+        while self.journal.seal_one()? {}
+        self.remove_dead_reservations(space, &mut done)?;
+        self.remove_dead_answers(space, &mut done)?;
+        Ok(done.removed > 0)
+    }
+
     fn remove_dead_reservations(&self, space: &Space, done: &mut Maintained) -> Result<()> {
-        let oldest = self.oldest_reservations();
+        let (oldest, kept) = (self.oldest_reservations(), space.kept(&self.journal));
+        let keeps_from = space.keeps_from(&self.journal);
         let dead: Vec<_> = self
             .sealed_segments(true)
             .into_iter()
-            .take_while(|segment| segment.live_bytes() == 0 && !self.is_to_be_overwritten(space, segment))
+            .take_while(|segment| segment.number() < keeps_from)
+            .take_while(|segment| segment.live_bytes() == 0 && !kept.contains(&segment.number()))
             .collect();
         // U2: nothing older may be left behind, such as one that waits for its seal.
         if dead.first().is_none_or(|first| Some(first.number()) != oldest) {
@@ -241,8 +247,6 @@ impl Engine {
         if dead.iter().any(|segment| segment.is_promised() || segment.has_moved()) {
             self.journal.sync_all()?;
         }
-        // The note of what is still to be overwritten may go with them.
-        self.note_targets(&space.unfinished)?;
         for segment in &dead {
             if self.oldest_reservations() != Some(segment.number()) {
                 break;
@@ -255,20 +259,17 @@ impl Engine {
         Ok(())
     }
 
-    fn is_to_be_overwritten(&self, space: &Space, segment: &Segment) -> bool {
-        space.unfinished.iter().any(|target| self.journal.number_of(target.lsn) == segment.number())
-    }
-
     fn oldest_reservations(&self) -> Option<u64> {
         self.journal.segments().reservations().min()
     }
 
     /// Removes what may go; returns the highest `masks` of the dead that may not go yet.
     fn remove_dead_answers(&self, space: &Space, done: &mut Maintained) -> Result<Option<u64>> {
-        let oldest = self.oldest_reservations();
+        let (oldest, kept) = (self.oldest_reservations(), space.kept(&self.journal));
         let mut pinned = None;
+        let mut is_noted = space.unfinished.is_empty();
         for segment in self.sealed_segments(false) {
-            if segment.live_bytes() > 0 || self.is_to_be_overwritten(space, &segment) {
+            if segment.live_bytes() > 0 || kept.contains(&segment.number()) {
                 continue;
             }
             if oldest.is_some_and(|oldest| oldest <= segment.masks()) {
@@ -277,6 +278,11 @@ impl Engine {
             }
             if segment.has_moved() {
                 self.journal.sync_all()?;
+            }
+            if segment.has_notes() && !is_noted {
+                // The note of what is still to be overwritten may go with it.
+                self.note_targets(&space.unfinished.iter().copied().collect::<Vec<_>>())?;
+                is_noted = true;
             }
             self.journal.remove(segment.number())?;
             done.removed += 1;
@@ -362,7 +368,12 @@ impl Engine {
         };
         // U5: whoever removes the victim syncs first.
         victim.set_moved();
-        let claim = self.journal.claim_for_upkeep(stream, record.len())?;
+        let claim = match self.journal.claim_for_upkeep(stream, record.len()) {
+            Err(error) if error.is_full() && self.recycle_notes(space)? => {
+                self.journal.claim_for_upkeep(stream, record.len())?
+            }
+            answer => answer?,
+        };
         let copy = claim.lsn();
         claim.add_live();
         claim.write(&meta, &[record.stored_key()], record.payload(), false)?;

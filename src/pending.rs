@@ -1,13 +1,15 @@
 //! Somebody else's operation, to wait for.
 
 use crate::error::Result;
+use crate::journal::Bell;
 use crate::record::Record;
 use crate::state::Phase;
 use crate::store::Engine;
 use crate::table::tag_of;
-use event_listener::{EventListener, Listener};
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 /// An operation that another caller runs.
@@ -54,17 +56,21 @@ impl Pending {
     /// `Closed`, `Forked`, and `Corrupt` if another program changed the files.
     pub fn wait(self, timeout: Duration) -> Result<Wait> {
         let until = deadline(timeout);
+        let bell = Arc::new(Bell::default());
+        let waker = Waker::from(Arc::clone(&bell));
+        let mut waiter = Waiter::new(&self);
         loop {
-            let (listener, lease_left) = match self.look()? {
+            let lease_left = match waiter.look(&waker)? {
                 Look::Over(wait) => return Ok(wait),
-                Look::Running(listener, lease_left) => (listener, lease_left),
+                Look::Running(lease_left) => lease_left,
             };
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                drop(waiter);
                 return Ok(Wait::TimedOut(self));
             }
             // Nobody may come by to notice that the lease ran out, so look again then.
-            listener.wait_timeout(lease_left.map_or(left, |lease| left.min(lease + TICK)));
+            bell.wait(lease_left.map_or(left, |lease| left.min(lease + TICK)));
         }
     }
 
@@ -78,23 +84,38 @@ impl Pending {
     ///
     /// As [`wait`](Pending::wait).
     pub async fn wait_async(self) -> Result<Wait> {
-        loop {
-            match self.look()? {
-                Look::Over(wait) => return Ok(wait),
-                Look::Running(listener, _) => listener.await,
-            }
-        }
+        let mut waiter = Waiter::new(&self);
+        poll_fn(|context| match waiter.look(context.waker()) {
+            Ok(Look::Over(wait)) => Poll::Ready(Ok(wait)),
+            Ok(Look::Running(_)) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        })
+        .await
+    }
+}
+
+/// A caller who waits. Its waker goes with it.
+struct Waiter<'p> {
+    pending: &'p Pending,
+    ticket: Option<u64>,
+}
+
+impl<'p> Waiter<'p> {
+    fn new(pending: &'p Pending) -> Self {
+        Waiter { pending, ticket: None }
     }
 
-    fn look(&self) -> Result<Look> {
-        let engine = &self.engine;
-        let tag = tag_of(self.hash);
-        let now_ms = engine.clock.now_ms();
-        let mut shard = engine.shards.of(self.hash);
+    /// How the operation stands. While it runs, its end wakes the waker.
+    fn look(&mut self, waker: &Waker) -> Result<Look> {
+        let &Pending { ref engine, hash, fence, .. } = self.pending;
+        let tag = tag_of(hash);
+        // All code of the user comes before the lock.
+        let (now_ms, waker) = (engine.clock.now_ms(), waker.clone());
+        let mut shard = engine.lock(hash);
         // Under the lock: `close` says so first and then takes each shard's lock to wake its waiters.
         engine.admit()?;
         let map = engine.journal.segments();
-        let Some(at) = shard.find_fence(tag, self.fence, &engine.journal, &map) else {
+        let Some(at) = shard.find_fence(tag, fence, &engine.journal, &map) else {
             return Ok(Look::Over(Wait::Retry));
         };
         let Some(record) = engine.settle(&mut shard, &map, at, tag, now_ms)? else {
@@ -109,13 +130,27 @@ impl Pending {
                 Ok(Look::Over(Wait::Replay(record)))
             }
             Phase::Reserved | Phase::Completing => {
-                let deadline_ms = shard.state(slot, self.fence, u64::MAX).deadline_ms;
+                let deadline_ms = shard.state(slot, fence, u64::MAX).deadline_ms;
                 let left = Duration::from_millis(deadline_ms.saturating_sub(now_ms));
-                let listener = shard.park(self.fence).listen();
-                Ok(Look::Running(listener, (deadline_ms != u64::MAX).then_some(left)))
+                self.ticket = Some(shard.park(fence, self.ticket, waker));
+                Ok(Look::Running((deadline_ms != u64::MAX).then_some(left)))
             }
             Phase::Interrupted | Phase::Vacant | Phase::Released => Ok(Look::Over(Wait::Retry)),
         }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.pending.engine.lock(self.pending.hash).unpark(self.pending.fence, ticket);
+        }
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.ring();
     }
 }
 
@@ -129,7 +164,8 @@ const TICK: Duration = Duration::from_millis(1);
 
 enum Look {
     Over(Wait),
-    Running(EventListener, Option<Duration>),
+    /// With what is left of the owner's lease.
+    Running(Option<Duration>),
 }
 
 impl fmt::Debug for Pending {

@@ -9,7 +9,7 @@
 //! | B | a segment of another length, or whose header isn't its own | corruption | refused |
 //! | C | a header of a newer version or with unknown features | not ours to read | refused, also in salvage |
 //! | D | zeros up to the end, from no lower than the durable mark on | space not yet written | nothing |
-//! | E | a segment without any record | a spare, or all of it was lost | the newest is sealed, others are removed |
+//! | E | a segment without any record, or whose header says that it is void | a spare, or all of it was lost | the newest is kept to become a spare of a higher number, others are removed |
 //! | F | a gap that lies in records which an erasure had begun to overwrite | the erasure was cut short | overwritten |
 //! | G | a gap or the records' end below the durable mark, or a gap before a seal | corruption | refused |
 //! | H | any other gap | written but never synced, or claimed and not written when the process died | padded, or cut at the end |
@@ -27,18 +27,19 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::codec::{
-    BadHeader, Binding, HEAD_MARK, HEADER, Kind, SEGMENT_HEAD, SegmentHeader, encode_blank, encode_mark,
+    BadHeader, Binding, HEAD_MARK, HEADER, Kind, SEGMENT_HEAD, SEGMENT_HEADER, SegmentHeader, encode_blank, encode_mark,
 };
 use crate::journal::media::{Blob, Storage};
 use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan};
 use crate::journal::segment::Segment;
-use crate::journal::{Journal, Options, segment_name, segment_number};
+use crate::journal::{Journal, Options, Stream, numbers_end, segment_name, segment_number};
 use crate::key::Key;
 use crate::shard::Shard;
 use crate::state::{self, Event, Phase, Recovered, State, Transition};
 use crate::store::KeyHasher;
 use crate::table::{Probe, Shards, Word, tag_of};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -96,6 +97,8 @@ pub struct RecoveryReport {
 
 /// What the store's own file says.
 const STORE_NAME: &str = "STORE";
+/// Its length: a segment's header with number 0.
+const STORE_LEN: u64 = SEGMENT_HEADER as u64;
 
 /// A store put together from its journal.
 pub(crate) struct Recovery {
@@ -139,7 +142,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     let started = Instant::now();
     let mut report = RecoveryReport::default();
     let names = storage.list()?;
-    let (store_id, segment_len) = identify(&*storage, &names, plan)?;
+    let Identity { store_id, segment_len, is_unwritten } = identify(&*storage, &names, plan, &mut report)?;
     let mut found = read_segments(&*storage, &names, store_id, segment_len, plan.mode, &mut report)?;
     found.sort_by_key(|segment| segment.number);
     let newest_ms = found.iter().map(|segment| segment.scan.newest_ms).max().unwrap_or(0);
@@ -151,27 +154,35 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
         repairs.push(classify(&*storage, segment, &targets, plan.mode, &mut report)?);
     }
     // From here on everything that was found is accepted, and writing may begin.
+    if is_unwritten {
+        storage.write_small(
+            STORE_NAME,
+            &SegmentHeader { store_id, number: 0, len: segment_len, is_void: false }.encode(),
+        )?;
+    }
     for name in names.iter().filter(|name| is_unborn(name)) {
         storage.remove(name)?;
     }
     let next_number = found.last().map_or(1, |segment| segment.number + 1);
-    let mut segments = Vec::new();
+    let (mut segments, mut blank) = (Vec::new(), None);
     for (segment, repair) in found.into_iter().zip(repairs) {
         // The newest number stays taken: it may have been given to a fence of which a power cut left nothing.
         if segment.scan.is_blank() && segment.number + 1 != next_number {
             storage.remove(&segment_name(segment.number))?;
+        } else if segment.scan.is_blank() && segment.scan.durable == SEGMENT_HEAD && !segment.has_to_be_rebuilt {
+            blank = Some(segment.number);
         } else {
             segments.push(mend(&storage, store_id, segment, repair, &mut report)?);
         }
     }
     storage.sync_names()?;
-    report.segments = segments.len() as u64;
+    report.segments = segments.len() as u64 + blank.map_or(0, |_| 1);
     let newest_reservations = segments.iter().filter(|segment| segment.has_reservations()).map(|s| s.number()).max();
     for segment in &segments {
         segment.set_masks(newest_reservations.unwrap_or(0));
     }
     let options = Options { store_id, segment_len, max_bytes: plan.max_bytes, persistent: plan.persistent };
-    let journal = Journal::new(storage, options, &segments, next_number)?;
+    let journal = Journal::new(storage, options, &segments, blank, next_number)?;
     let now_ms = plan.now_ms.max(newest_ms);
     let shards = Shards::new(plan.shards, || Shard::new(now_ms));
     let mut strays = Vec::new();
@@ -189,33 +200,82 @@ fn is_unborn(name: &str) -> bool {
     })
 }
 
-/// Which store this is: read from its file, or made up for a new one.
-fn identify(storage: &dyn Storage, names: &[String], plan: &Plan<'_>) -> Result<([u8; 16], u64)> {
+/// Which store this is.
+struct Identity {
+    store_id: [u8; 16],
+    segment_len: u64,
+    /// Whether the file that says so is still to be written.
+    is_unwritten: bool,
+}
+
+/// Reads which store this is; makes it up for a new one, and in salvage takes it from the segments if need be.
+fn identify(storage: &dyn Storage, names: &[String], plan: &Plan<'_>, report: &mut RecoveryReport) -> Result<Identity> {
     let path = storage.path(STORE_NAME);
-    let Some(bytes) = storage.read_small(STORE_NAME, 4096)? else {
-        if let Some(name) = names.iter().find(|name| segment_number(name).is_some()) {
-            return Err(Error::corrupt(&path, 0, format!("the file is missing, but there is a segment {name}")));
+    let segment = names.iter().find(|name| segment_number(name).is_some());
+    let found = match storage.read_small(STORE_NAME, 4096)? {
+        Some(bytes) => match SegmentHeader::decode(&bytes) {
+            Ok(header) if !crate::builder::is_segment_len(header.len) || header.number != 0 || header.is_void => {
+                Err("the store's header makes no sense".to_owned())
+            }
+            Ok(header) => Ok(Identity { store_id: header.store_id, segment_len: header.len, is_unwritten: false }),
+            Err(BadHeader::Newer { major, features }) => return Err(newer(storage, STORE_NAME, major, features)),
+            Err(BadHeader::Damaged) => Err("the store's header is damaged".to_owned()),
+        },
+        None => match segment {
+            Some(name) => Err(format!("the file is missing, but there is a segment {name}")),
+            None => Ok(new_identity(plan, &path)?),
+        },
+    };
+    let identity = match (found, plan.mode) {
+        (Ok(identity), _) => identity,
+        (Err(reason), RecoveryMode::Strict) => return Err(Error::corrupt(&path, 0, reason)),
+        (Err(reason), RecoveryMode::Salvage) => {
+            let identity = match (identity_of_segments(storage, names)?, segment) {
+                (Some(identity), _) => identity,
+                (None, None) => new_identity(plan, &path)?,
+                (None, Some(_)) => {
+                    return Err(Error::corrupt(&path, 0, format!("{reason}, and no segment's header can be read")));
+                }
+            };
+            report.lost.push(Damage { path, offset: 0, len: STORE_LEN, reason });
+            identity
         }
-        let mut store_id = [0; 16];
-        getrandom::fill(&mut store_id)
-            .map_err(|error| Error::io("draw a store id for", &path, std::io::Error::other(error)))?;
-        let header = SegmentHeader { store_id, number: 0, len: plan.segment_len };
-        storage.write_small(STORE_NAME, &header.encode())?;
-        return Ok((store_id, plan.segment_len));
     };
-    let header = match SegmentHeader::decode(&bytes) {
-        Ok(header) => header,
-        Err(BadHeader::Newer { major, features }) => return Err(newer(storage, STORE_NAME, major, features)),
-        Err(BadHeader::Damaged) => return Err(Error::corrupt(&path, 0, "the store's header is damaged")),
-    };
-    if !crate::builder::is_segment_len(header.len) || header.number != 0 {
-        return Err(Error::corrupt(&path, 0, format!("a segment length of {} bytes is out of range", header.len)));
+    let invalid = |message| Err(Error::new(ErrorKind::InvalidArgument, message).at(&storage.path(STORE_NAME), None));
+    let len = identity.segment_len;
+    if plan.segment_len_is_set && len != plan.segment_len {
+        return invalid(format!("the store was made with segments of {len} bytes, not {}", plan.segment_len));
     }
-    if plan.segment_len_is_set && header.len != plan.segment_len {
-        let message = format!("the store was made with segments of {} bytes, not {}", header.len, plan.segment_len);
-        return Err(Error::new(ErrorKind::InvalidArgument, message).at(&path, None));
+    match plan.max_bytes {
+        Some(max_bytes) if max_bytes / 8 < len => {
+            invalid(format!("max_bytes = {max_bytes} is less than eight segments of {len}"))
+        }
+        Some(_) | None => Ok(identity),
     }
-    Ok((header.store_id, header.len))
+}
+
+fn new_identity(plan: &Plan<'_>, path: &Path) -> Result<Identity> {
+    let mut store_id = [0; 16];
+    getrandom::fill(&mut store_id)
+        .map_err(|error| Error::io("draw a store id for", path, std::io::Error::other(error)))?;
+    Ok(Identity { store_id, segment_len: plan.segment_len, is_unwritten: true })
+}
+
+/// What most headers of segments say, if any can be read.
+fn identity_of_segments(storage: &dyn Storage, names: &[String]) -> Result<Option<Identity>> {
+    let mut votes = BTreeMap::<_, u64>::new();
+    for name in names {
+        let Some(number) = segment_number(name) else { continue };
+        let bytes = storage.read_small(name, STORE_LEN as usize)?.unwrap_or_default();
+        if let Ok(header) = SegmentHeader::decode(&bytes)
+            && header.number == number
+            && crate::builder::is_segment_len(header.len)
+        {
+            *votes.entry((header.store_id, header.len)).or_default() += 1;
+        }
+    }
+    let most = votes.into_iter().max_by_key(|(_, count)| *count);
+    Ok(most.map(|((store_id, segment_len), _)| Identity { store_id, segment_len, is_unwritten: true }))
 }
 
 fn newer(storage: &dyn Storage, name: &str, major: u16, features: u32) -> Error {
@@ -239,7 +299,7 @@ fn read_segments(
     for name in names {
         let Some(number) = segment_number(name) else { continue };
         let path = storage.path(name);
-        if number == 0 || number >= 1 << 62 >> segment_len.trailing_zeros() {
+        if number == 0 || number >= numbers_end(segment_len) {
             return Err(Error::corrupt(&path, 0, "the segment's number is out of range"));
         }
         let blob = storage.open(name)?;
@@ -252,9 +312,11 @@ fn read_segments(
         }
         read_whole(&*blob, segment_len, &mut bytes).map_err(|source| Error::io("read a segment", &path, source))?;
         let binding = Binding::new(&store_id, number);
-        let expected = SegmentHeader { store_id, number, len: segment_len };
+        let expected = SegmentHeader { store_id, number, len: segment_len, is_void: false };
+        let mut is_void = false;
         match SegmentHeader::decode(&bytes) {
             Ok(header) if header == expected && !head_is_dirty(&bytes, binding) => {}
+            Ok(header) if header.is_void && (header.store_id, header.len) == (store_id, segment_len) => is_void = true,
             Err(BadHeader::Newer { major, features }) => return Err(newer(storage, name, major, features)),
             Ok(_) | Err(BadHeader::Damaged) => {
                 let reason = "the segment's header is damaged, or the file belongs to another store or place";
@@ -271,7 +333,7 @@ fn read_segments(
             }
         }
         let base = number << segment_len.trailing_zeros();
-        let scan = scan(&bytes, binding, base);
+        let scan = if is_void { Scan::blank() } else { scan(&bytes, binding, base) };
         report.records += scan.records;
         found.push(Found { number, base, len: segment_len, binding, blob, scan, has_to_be_rebuilt });
     }
@@ -468,7 +530,9 @@ fn mend(
     let sealed = Segment::sealed(number, base, binding, Arc::clone(storage), blob, end)
         .map_err(|source| Error::io("map", &path, source))?;
     if scan.has_reservations {
-        sealed.set_reservations();
+        sealed.set_stream(Stream::RESERVATIONS);
+    } else if !scan.has_answers {
+        sealed.set_stream(Stream::NOTES);
     }
     Ok(Arc::new(sealed))
 }
@@ -492,7 +556,7 @@ fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: Found) -> Result<
     read_whole(&*segment.blob, len, &mut bytes)
         .map_err(|source| Error::io("read a segment", &storage.path(&name), source))?;
     bytes[..SEGMENT_HEAD as usize].fill(0);
-    let header = SegmentHeader { store_id, number: segment.number, len }.encode();
+    let header = SegmentHeader { store_id, number: segment.number, len, is_void: false }.encode();
     bytes[..header.len()].copy_from_slice(&header);
     storage.write_small(&name, &bytes)?;
     Ok(Found { blob: storage.open(&name)?, ..segment })
@@ -510,12 +574,7 @@ fn replay(
     let mut read_to = segment.first_lsn();
     for (lsn, record) in segment.records() {
         read_to = lsn + record.len();
-        let phase = match record.kind() {
-            Kind::Reserved | Kind::Point => Phase::Reserved,
-            Kind::Completed | Kind::Failed => Phase::Completed,
-            Kind::Released => Phase::Released,
-            Kind::Scrubbed | Kind::Erase | Kind::Mark | Kind::Seal | Kind::Pad => continue,
-        };
+        let Some(phase) = record.kind().phase() else { continue };
         let Some(key) = Key::parse(record.stored_key()) else { continue };
         let hash = hasher.hash(&key);
         let tag = tag_of(hash);

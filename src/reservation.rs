@@ -159,14 +159,15 @@ impl Reservation {
         self.engine.admit()?;
         let tag = tag_of(self.hash);
         let engine = &*self.engine;
-        let mut shard = engine.shards.of(self.hash);
+        let now_ms = engine.clock.now_ms();
+        let mut shard = engine.lock(self.hash);
         let map = engine.journal.segments();
         let Some((at, _)) = self.own_slot(&shard, &map, Event::Renew(self.fence)) else {
             shard.counts.fenced += 1;
             return Err(Error::fenced(self.fence));
         };
         let word = shard.table.slot(at).word().with(Phase::Reserved);
-        shard.advance(at, tag, word, engine.clock.now_ms().saturating_add(lease_ms));
+        shard.advance(at, tag, word, now_ms.saturating_add(lease_ms));
         Ok(())
     }
 
@@ -243,7 +244,7 @@ impl Reservation {
             engine.journal.poison.check()?;
             let now_ms = engine.clock.now_ms();
             let (stream, kept_until_ms) = self.destination(verdict, now_ms);
-            let mut shard = engine.shards.of(self.hash);
+            let mut shard = engine.lock(self.hash);
             map = engine.journal.segments();
             let Some((at, record)) = self.own_slot(&shard, &map, Event::Begin(self.fence)) else {
                 shard.counts.fenced += 1;
@@ -295,7 +296,7 @@ impl Reservation {
     ) -> Result<()> {
         let engine = &*self.engine;
         let tag = tag_of(self.hash);
-        let mut shard = engine.shards.of(self.hash);
+        let mut shard = engine.lock(self.hash);
         let at = shard.find_word_near(at, tag, word.with(Phase::Completing));
         if verdict.is_live() && (at.is_none() || answer.is_err()) {
             engine.sub_live(written.lsn());
@@ -393,7 +394,7 @@ impl Drop for Reservation {
             return;
         }
         let tag = tag_of(self.hash);
-        let mut shard = self.engine.shards.of(self.hash);
+        let mut shard = self.engine.lock(self.hash);
         let map = self.engine.journal.segments();
         if let Some((at, _)) = self.own_slot(&shard, &map, Event::Abandon(self.fence)) {
             let word = shard.table.slot(at).word();

@@ -7,9 +7,10 @@ use crate::key::Key;
 use crate::state::{Phase, State};
 use crate::table::{Match, Probe, Slot, Table, Word};
 use crate::wheel::{TimerId, Wheel};
-use event_listener::Event;
-use std::collections::HashMap;
-use std::sync::Arc;
+use parking_lot::MutexGuard;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::{Deref, DerefMut};
+use std::task::Waker;
 
 /// Counts of what a shard was asked and what it did, since the store was opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,13 +34,113 @@ pub(crate) struct Shard {
     pub(crate) table: Table,
     pub(crate) wheel: Wheel,
     pub(crate) counts: Counts,
-    /// By fence.
-    parked: HashMap<u64, Arc<Event>>,
+    /// Who waits for a reservation's end: by fence, and then by ticket, in the order they came.
+    parked: HashMap<u64, BTreeMap<u64, Waker>>,
+    tickets: u64,
+}
+
+/// A shard under its lock, and the wakers to call or drop once that is let go: both run code of the user.
+#[derive(Debug)]
+pub(crate) struct Locked<'s> {
+    shard: MutexGuard<'s, Shard>,
+    loose: Vec<Loose>,
+}
+
+#[derive(Debug)]
+enum Loose {
+    Wake(Waker),
+    Drop(Waker),
+}
+
+impl<'s> Locked<'s> {
+    #[inline]
+    pub(crate) fn new(shard: MutexGuard<'s, Shard>) -> Self {
+        Locked { shard, loose: Vec::new() }
+    }
+
+    /// Lets a waker be called when this reservation ends, in place of the one that the ticket stands for.
+    pub(crate) fn park(&mut self, fence: u64, ticket: Option<u64>, waker: Waker) -> u64 {
+        let shard = &mut *self.shard;
+        let ticket = ticket.unwrap_or_else(|| {
+            shard.tickets += 1;
+            shard.tickets
+        });
+        let before = shard.parked.entry(fence).or_default().insert(ticket, waker);
+        self.loose.extend(before.map(Loose::Drop));
+        ticket
+    }
+
+    /// Takes a waker back that may have been called meanwhile.
+    pub(crate) fn unpark(&mut self, fence: u64, ticket: u64) {
+        if let Some(waiters) = self.shard.parked.get_mut(&fence) {
+            let waker = waiters.remove(&ticket);
+            if waiters.is_empty() {
+                self.shard.parked.remove(&fence);
+            }
+            self.loose.extend(waker.map(Loose::Drop));
+        }
+    }
+
+    /// Wakes all who wait for this reservation.
+    #[inline]
+    pub(crate) fn wake(&mut self, fence: u64) {
+        if !self.shard.parked.is_empty()
+            && let Some(waiters) = self.shard.parked.remove(&fence)
+        {
+            self.loose.extend(waiters.into_values().map(Loose::Wake));
+        }
+    }
+
+    /// Wakes everybody, at close.
+    pub(crate) fn wake_all(&mut self) {
+        let waiters = self.shard.parked.drain().flat_map(|(_, waiters)| waiters.into_values());
+        self.loose.extend(waiters.map(Loose::Wake));
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = Shard;
+
+    #[inline]
+    fn deref(&self) -> &Shard {
+        &self.shard
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Shard {
+        &mut self.shard
+    }
+}
+
+impl Drop for Locked<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.loose.is_empty() {
+            return;
+        }
+        let loose = std::mem::take(&mut self.loose);
+        MutexGuard::unlocked(&mut self.shard, || {
+            for loose in loose {
+                match loose {
+                    Loose::Wake(waker) => waker.wake(),
+                    Loose::Drop(waker) => drop(waker),
+                }
+            }
+        });
+    }
 }
 
 impl Shard {
     pub(crate) fn new(now_ms: u64) -> Self {
-        Shard { table: Table::default(), wheel: Wheel::new(now_ms), counts: Counts::default(), parked: HashMap::new() }
+        Shard {
+            table: Table::default(),
+            wheel: Wheel::new(now_ms),
+            counts: Counts::default(),
+            parked: HashMap::new(),
+            tickets: 0,
+        }
     }
 
     /// The state of a slot whose record has this fence and deadline.
@@ -176,28 +277,6 @@ impl Shard {
         match probe {
             Probe::Found(at) => Some(at),
             Probe::Absent | Probe::Unsettled(_) => None,
-        }
-    }
-
-    /// The event that tells when this reservation ends.
-    pub(crate) fn park(&mut self, fence: u64) -> Arc<Event> {
-        Arc::clone(self.parked.entry(fence).or_default())
-    }
-
-    /// Wakes all who wait for this reservation.
-    #[inline]
-    pub(crate) fn wake(&mut self, fence: u64) {
-        if !self.parked.is_empty()
-            && let Some(event) = self.parked.remove(&fence)
-        {
-            event.notify(usize::MAX);
-        }
-    }
-
-    /// Wakes everybody, at close.
-    pub(crate) fn wake_all(&mut self) {
-        for (_, event) in self.parked.drain() {
-            event.notify(usize::MAX);
         }
     }
 }

@@ -142,8 +142,8 @@ pub(crate) fn step(state: State, event: Event) -> Transition {
         },
         Event::Erase => To(Vacant),
         Event::Recover(seen) => {
-            let newer = (seen.fence, rank(seen.phase), seen.sequence);
-            if state.phase == Vacant || newer > (state.fence, rank(state.phase), seen.known_sequence) {
+            let known = precedence(state.fence, state.phase, seen.known_sequence);
+            if state.phase == Vacant || precedence(seen.fence, seen.phase, seen.sequence) > known {
                 To(seen.phase)
             } else {
                 Stay
@@ -152,13 +152,14 @@ pub(crate) fn step(state: State, event: Event) -> Transition {
     }
 }
 
-/// A verdict outranks the reservation that it belongs to.
-fn rank(phase: Phase) -> u8 {
-    match phase {
+/// Of all records of a key the one where this is highest counts: a verdict outranks its reservation.
+pub(crate) fn precedence(fence: u64, phase: Phase, sequence: u32) -> (u64, u8, u32) {
+    let rank = match phase {
         Phase::Vacant => 0,
         Phase::Reserved | Phase::Completing | Phase::Interrupted => 1,
         Phase::Completed | Phase::Released => 2,
-    }
+    };
+    (fence, rank, sequence)
 }
 
 #[cfg(test)]

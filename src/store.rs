@@ -22,7 +22,7 @@ use crate::pending::Pending;
 use crate::record::Record;
 use crate::recovery::RecoveryReport;
 use crate::reservation::Reservation;
-use crate::shard::{Counts, Shard};
+use crate::shard::{Counts, Locked, Shard};
 use crate::state::{self, Event, Phase, Transition};
 use crate::stats::Stats;
 use crate::table::{Probe, Shards, Slot, Word, tag_of};
@@ -168,9 +168,13 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `Busy` if a [`Record`] of the key (or of the few unrelated ones that share its handle count; a steady overlap
-    /// of short-lived handles counts too) was held for ten seconds: the key is gone, and upkeep overwrites the rest when the handle is dropped, or the next opening does. Call
-    /// again to wait for it. I/O errors, `Poisoned`, `Closed`, `Forked`.
+    /// `Full` or `StorageFull` if there is no room for a note of what is to be overwritten; then nothing was changed.
+    ///
+    /// `Busy` if a [`Record`] of the key was held for ten seconds, or one of the 1 in 64 of other records that share its
+    /// handle count (a steady overlap of short-lived handles counts too): the key is gone, and upkeep overwrites the
+    /// rest when the handle is dropped, or the next opening does. Call again to wait for it.
+    ///
+    /// I/O errors, `Poisoned`, `Closed`, `Forked`.
     pub fn erase(&self, request: &Request<'_>) -> Result<Erasure> {
         self.engine().erase_key(request)
     }
@@ -179,9 +183,12 @@ impl Store {
     ///
     /// Reservations of that scope made after the call began are left alone.
     ///
+    /// A crash before it returns leaves each key as it was, or gone.
+    ///
     /// # Errors
     ///
-    /// As [`erase`](Store::erase).
+    /// As [`erase`](Store::erase). If `Full` or `StorageFull` comes after the first thousand records, the keys are gone from
+    /// the table, and upkeep overwrites the rest when there is room; a restart before that brings keys back. Call again.
     pub fn erase_scope<S: AsRef<[u8]> + ?Sized>(&self, scope: &S) -> Result<Erasure> {
         self.engine().erase_scope(scope.as_ref())
     }
@@ -365,6 +372,12 @@ struct Interrupted {
 }
 
 impl Engine {
+    /// The shard of a key's hash, locked.
+    #[inline]
+    pub(crate) fn lock(&self, hash: u64) -> Locked<'_> {
+        Locked::new(self.shards.of(hash))
+    }
+
     /// Whether the store may be used at all.
     #[inline]
     pub(crate) fn admit(&self) -> Result<()> {
@@ -429,10 +442,10 @@ impl Engine {
     #[inline]
     fn decide<'e>(self: &'e Arc<Self>, request: &Request<'_>, terms: &Terms, hash: u64) -> Result<Decision<'e>> {
         let tag = tag_of(hash);
-        let mut shard = self.shards.of(hash);
+        let now_ms = self.clock.now_ms();
+        let mut shard = self.lock(hash);
         let map = self.journal.segments();
         let probe = shard.find_key(&self.journal, &map, tag, &request.key)?;
-        let now_ms = self.clock.now_ms();
         let at = match probe {
             Probe::Unsettled(word) => return Ok(Decision::Retry(Obstacle::Unsettled(word.lsn()))),
             Probe::Absent => return self.claim_vacant(&mut shard, terms, request, tag, now_ms),
@@ -554,7 +567,7 @@ impl Engine {
     #[cold]
     fn undo_reservation(&self, hash: u64, fence: u64, before: Option<Word>) {
         let tag = tag_of(hash);
-        let mut shard = self.shards.of(hash);
+        let mut shard = self.lock(hash);
         let held = [Phase::Reserved, Phase::Interrupted].map(|phase| Word::new(phase, fence));
         if let Some(at) = held.into_iter().find_map(|word| shard.find_word(tag, word)) {
             match before {
@@ -572,7 +585,7 @@ impl Engine {
     #[inline]
     pub(crate) fn settle<'m>(
         &self,
-        shard: &mut Shard,
+        shard: &mut Locked<'_>,
         map: &'m SegmentMap,
         at: usize,
         tag: u32,
@@ -659,7 +672,7 @@ impl Engine {
         let hash = self.hasher.hash(&request.key);
         let tag = tag_of(hash);
         let now_ms = self.clock.now_ms();
-        let mut shard = self.shards.of(hash);
+        let mut shard = self.lock(hash);
         let map = self.journal.segments();
         let Probe::Found(at) = shard.find_key(&self.journal, &map, tag, &request.key)? else { return Ok(None) };
         let Some(record) = self.settle(&mut shard, &map, at, tag, now_ms)? else { return Ok(None) };
@@ -706,8 +719,8 @@ impl Engine {
 
     fn close(&self) -> Result<()> {
         self.closed.store(true, Ordering::SeqCst);
-        for mut shard in self.shards.iter() {
-            shard.wake_all();
+        for shard in self.shards.iter() {
+            Locked::new(shard).wake_all();
         }
         let _space = self.space.lock();
         self.journal.sync_names()?;

@@ -8,7 +8,7 @@
 //!      0    8  magic "ONCEKEY\x01"
 //!      8    2  major version: a reader refuses any other
 //!     10    2  minor version: a reader ignores it
-//!     12    4  feature bits: a reader refuses any that it doesn't know
+//!     12    4  feature bits: a reader refuses any that it doesn't know. Bit 0: all behind the header is void
 //!     16   16  store id
 //!     32    8  segment number
 //!     40    8  segment length in bytes
@@ -44,18 +44,22 @@
 
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
+use crate::state::Phase;
 
 /// Bytes at the start of a segment that hold no records.
 pub(crate) const SEGMENT_HEAD: u64 = 4096;
 /// Where the head's mark stands: in a sector of its own.
 pub(crate) const HEAD_MARK: u64 = 512;
-const SEGMENT_HEADER: usize = 64;
+/// Bytes of a segment's header.
+pub(crate) const SEGMENT_HEADER: usize = 64;
 /// Bytes of a record's header.
 pub(crate) const HEADER: usize = 64;
 const MAGIC: [u8; 8] = *b"ONCEKEY\x01";
 const MAJOR: u16 = 1;
 const MINOR: u16 = 0;
-const KNOWN_FEATURES: u32 = 0;
+/// Feature bit of a segment that is being made a spare again: nothing behind its header counts.
+const VOID: u32 = 1;
+const KNOWN_FEATURES: u32 = VOID;
 
 /// What a record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,15 +107,17 @@ impl Kind {
 
     /// Whether a table slot can stand for the record.
     pub(crate) fn is_live_kind(self) -> bool {
-        match self {
-            Kind::Reserved | Kind::Point | Kind::Completed | Kind::Failed => true,
-            Kind::Released | Kind::Scrubbed | Kind::Erase | Kind::Mark | Kind::Seal | Kind::Pad => false,
-        }
+        self.phase().is_some_and(|phase| phase != Phase::Released)
     }
 
-    /// Whether the record carries a key in clear.
-    pub(crate) fn has_key(self) -> bool {
-        self.is_live_kind() || self == Kind::Released
+    /// What a record that carries a key in clear says of it.
+    pub(crate) fn phase(self) -> Option<Phase> {
+        match self {
+            Kind::Reserved | Kind::Point => Some(Phase::Reserved),
+            Kind::Completed | Kind::Failed => Some(Phase::Completed),
+            Kind::Released => Some(Phase::Released),
+            Kind::Scrubbed | Kind::Erase | Kind::Mark | Kind::Seal | Kind::Pad => None,
+        }
     }
 }
 
@@ -288,7 +294,7 @@ impl<'a> RecordRef<'a> {
         let record = RecordRef::parse(bytes).ok_or(Unreadable::Header)?;
         let len = record.len();
         let padded = segment.get(offset as usize + HEADER..(offset + len) as usize).ok_or(Unreadable::Header)?;
-        let key_is_whole = !record.kind.has_key() || Key::parse(record.stored_key()).is_some();
+        let key_is_whole = record.kind.phase().is_none() || Key::parse(record.stored_key()).is_some();
         if crc32c::crc32c_append(start, padded) != field(header, 8) || !key_is_whole {
             return Err(Unreadable::Body { len });
         }
@@ -372,6 +378,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) store_id: [u8; 16],
     pub(crate) number: u64,
     pub(crate) len: u64,
+    /// Whether it is on its way to another number, and what stands behind the header is void.
+    pub(crate) is_void: bool,
 }
 
 /// Why a segment or store header can't be used.
@@ -394,6 +402,7 @@ impl SegmentHeader {
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&MAJOR.to_le_bytes());
         bytes[10..12].copy_from_slice(&MINOR.to_le_bytes());
+        bytes[12..16].copy_from_slice(&if self.is_void { VOID } else { 0 }.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.store_id);
         bytes[32..40].copy_from_slice(&self.number.to_le_bytes());
         bytes[40..48].copy_from_slice(&self.len.to_le_bytes());
@@ -414,7 +423,8 @@ impl SegmentHeader {
         }
         let mut store_id = [0; 16];
         store_id.copy_from_slice(&bytes[16..32]);
-        Ok(SegmentHeader { store_id, number: long(bytes, 32), len: long(bytes, 40) })
+        let is_void = features & VOID != 0;
+        Ok(SegmentHeader { store_id, number: long(bytes, 32), len: long(bytes, 40), is_void })
     }
 }
 
@@ -511,7 +521,7 @@ mod tests {
 
     #[test]
     fn a_header_of_a_newer_version_says_so() {
-        let header = SegmentHeader { store_id: STORE, number: 3, len: 65536 };
+        let header = SegmentHeader { store_id: STORE, number: 3, len: 65536, is_void: false };
         let reseal = |mut bytes: [u8; 64]| {
             let crc = crc32c::crc32c(&bytes[..60]);
             bytes[60..].copy_from_slice(&crc.to_le_bytes());

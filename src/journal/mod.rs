@@ -4,7 +4,8 @@
 //! only grow, and a stream takes segments in order of number, so the LSN of a reservation's record serves as its fence.
 //!
 //! Reservations have a stream of their own; answers go to one of eight streams by how long they will live, so that
-//! the records of a segment die at about the same time and the segment can be removed whole.
+//! the records of a segment die at about the same time and the segment can be removed whole. So have the notes of erasures:
+//! nobody else fills their segment, and it is dead when what they say is done.
 //!
 //! - **J5** No lock is held across I/O but `turn`, `next_number` and `sealing`: whoever takes them waits for that I/O.
 //! - **J6** A segment is in the map from before its first record is written until after its removal was decided.
@@ -36,16 +37,19 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stream(usize);
 
-const STREAMS: usize = 9;
+const STREAMS: usize = 10;
 
 impl Stream {
     pub(crate) const RESERVATIONS: Stream = Stream(0);
+    /// The last of those for answers.
+    pub(crate) const ANSWERS: Stream = Stream(8);
+    pub(crate) const NOTES: Stream = Stream(9);
 
     /// The stream of answers that have so long to live: up to 8 s, 64 s, 8.5 min, 68 min, 9 h, 3 d, 24 d, longer.
     pub(crate) fn of_answers(lifetime_ms: u64) -> Stream {
         let seconds = lifetime_ms.div_ceil(1000).max(1);
         let octave = (seconds - 1).checked_ilog2().map_or(0, |log| log as usize / 3);
-        Stream(1 + octave.min(STREAMS - 2))
+        Stream((1 + octave).min(Stream::ANSWERS.0))
     }
 }
 
@@ -123,6 +127,9 @@ pub(crate) struct Journal {
     map_writer: Mutex<()>,
     streams: [StreamHead; STREAMS],
     spares: Mutex<VecDeque<Arc<Segment>>>,
+    /// Number of a segment that recovery found blank; 0 once it was made a spare, if there was one. Under its own number
+    /// it can't be: a power cut may have taken reservations in it, whose fences must not be given out again.
+    blank: AtomicU64,
     /// The number of the next segment; held while one is made.
     next_number: Mutex<u64>,
     /// What all segments count for under `max_bytes`.
@@ -151,17 +158,19 @@ struct StreamHead {
 }
 
 impl Journal {
-    /// A journal over segments that recovery has checked, none of which takes records.
+    /// A journal over segments that recovery has checked, none of which takes records; `blank` may be made a spare again.
     pub(crate) fn new(
         storage: Arc<dyn Storage>,
         options: Options,
         segments: &[Arc<Segment>],
+        blank: Option<u64>,
         next_number: u64,
     ) -> Result<Self> {
         let full = Arc::new(full_segment()?);
         let head = || StreamHead { active: ArcSwap::from(Arc::clone(&full)), turn: Mutex::default() };
         let map = segments.iter().map(|segment| (segment.number(), Arc::clone(segment))).collect();
-        let used_bytes = segments.iter().map(|segment| segment.accounted_bytes()).sum();
+        let sealed_bytes: u64 = segments.iter().map(|segment| segment.accounted_bytes()).sum();
+        let used_bytes = sealed_bytes + blank.map_or(0, |_| options.segment_len);
         Ok(Journal {
             storage,
             options,
@@ -169,6 +178,7 @@ impl Journal {
             map_writer: Mutex::default(),
             streams: std::array::from_fn(|_| head()),
             spares: Mutex::default(),
+            blank: AtomicU64::new(blank.unwrap_or(0)),
             next_number: Mutex::new(next_number),
             used_bytes: AtomicU64::new(used_bytes),
             has_dirty_names: AtomicBool::new(false),
@@ -286,9 +296,7 @@ impl Journal {
         }
         self.poison.check()?;
         let next = self.take_segment(purpose)?;
-        if stream == Stream::RESERVATIONS {
-            next.set_reservations();
-        }
+        next.set_stream(stream);
         head.active.store(next);
         if full.number() > 0 {
             self.retired.lock().push_back(full);
@@ -296,6 +304,16 @@ impl Journal {
         self.spare_bell.ring();
         self.seal_bell.ring();
         Ok(())
+    }
+
+    /// Makes sure that upkeep can claim so much space at the stream's end; nobody else claims any there meanwhile.
+    pub(crate) fn make_room(&self, stream: Stream, len: u64) -> Result<()> {
+        let active = self.streams[stream.0].active.load_full();
+        if active.has_room_for(len) {
+            return Ok(());
+        }
+        active.fill();
+        self.turn_for(stream, Purpose::Upkeep)
     }
 
     fn take_segment(&self, purpose: Purpose) -> Result<Arc<Segment>> {
@@ -324,7 +342,7 @@ impl Journal {
     pub(crate) fn prepare_spare(&self) -> Result<bool> {
         let mut next_number = self.next_number.lock();
         let wanted = HELD_BACK + self.wanted_spares.load(Ordering::Relaxed);
-        if self.spares.lock().len() >= wanted || !self.fits_one_more() {
+        if self.spares.lock().len() >= wanted || !self.has_blank() && !self.fits_one_more() {
             return Ok(false);
         }
         self.make_spare(&mut next_number)?;
@@ -336,6 +354,10 @@ impl Journal {
         self.wanted_spares.store(1, Ordering::Relaxed);
     }
 
+    fn has_blank(&self) -> bool {
+        self.blank.load(Ordering::Relaxed) > 0
+    }
+
     fn fits_one_more(&self) -> bool {
         let used_bytes = self.used_bytes.load(Ordering::Relaxed);
         self.options.max_bytes.is_none_or(|max_bytes| used_bytes + self.options.segment_len <= max_bytes)
@@ -345,7 +367,7 @@ impl Journal {
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
         let Some(max_bytes) = self.options.max_bytes else { return true };
-        let spares = self.spares.lock().len();
+        let spares = self.spares.lock().len() + usize::from(self.has_blank());
         let needed = (HELD_BACK + ROOM_FOR_ANSWERS).saturating_sub(spares) as u64;
         self.used_bytes.load(Ordering::Relaxed) + needed * self.options.segment_len <= max_bytes
     }
@@ -363,20 +385,64 @@ impl Journal {
     }
 
     fn make_spare(&self, next_number: &mut u64) -> Result<()> {
-        let len = self.options.segment_len;
+        let blank = self.blank.swap(0, Ordering::Relaxed);
+        if blank > 0 {
+            return self.renew(blank, next_number);
+        }
         if !self.fits_one_more() {
             return Err(self.full());
         }
-        let number = *next_number;
-        let header = SegmentHeader { store_id: self.options.store_id, number, len };
-        let name = segment_name(number);
-        let blob = self.storage.create(&name, len, &header.encode())?;
+        let header = self.header(*next_number)?;
+        let blob = self.storage.create(&segment_name(header.number), header.len, &header.encode())?;
         *next_number += 1;
-        self.used_bytes.fetch_add(len, Ordering::Relaxed);
+        self.used_bytes.fetch_add(header.len, Ordering::Relaxed);
+        self.add_spare(header.number, blob)
+    }
+
+    /// Makes a spare of a segment that nobody needs any more, which takes no free space.
+    ///
+    /// If that fails, its file keeps the highest number taken, and the next opening has it.
+    fn renew(&self, old: u64, next_number: &mut u64) -> Result<()> {
+        let header = self.header(*next_number)?;
+        *next_number += 1;
+        let void = SegmentHeader { number: old, is_void: true, ..header };
+        let names = [old, header.number].map(segment_name);
+        let blob = self.storage.renew(&names[0], &names[1], header.len, &void.encode(), &header.encode())?;
+        self.add_spare(header.number, blob)
+    }
+
+    /// Ends the active segment of notes, all of which are done with, and makes a spare of it; `false` if there is none.
+    pub(crate) fn recycle_notes(&self) -> Result<bool> {
+        // No mark is being written into its head meanwhile.
+        let _sealing = self.sealing.lock();
+        let head = &self.streams[Stream::NOTES.0];
+        let _turn = head.turn.lock();
+        let active = head.active.load_full();
+        if active.number() == 0 {
+            return Ok(false);
+        }
+        active.fill();
+        active.quiesce();
+        head.active.store(Arc::new(full_segment()?));
+        self.change_map(|map| map.remove(&active.number()));
+        self.renew(active.number(), &mut self.next_number.lock())?;
+        Ok(true)
+    }
+
+    fn header(&self, number: u64) -> Result<SegmentHeader> {
+        let Options { store_id, segment_len: len, .. } = self.options;
+        if number >= numbers_end(len) {
+            let message = format!("the store's segment numbers are used up at {number}; move its keys to another one");
+            return Err(Error::new(ErrorKind::Full, message));
+        }
+        Ok(SegmentHeader { store_id, number, len, is_void: false })
+    }
+
+    fn add_spare(&self, number: u64, blob: Arc<dyn media::Blob>) -> Result<()> {
         let binding = Binding::new(&self.options.store_id, number);
-        let base = number << len.trailing_zeros();
+        let base = number << self.options.segment_len.trailing_zeros();
         let segment = Segment::fresh(number, base, binding, Arc::clone(&self.storage), blob)
-            .map_err(|source| Error::io("map a segment", &self.storage.path(&name), source))?;
+            .map_err(|source| Error::io("map a segment", &self.storage.path(&segment_name(number)), source))?;
         let segment = Arc::new(segment);
         self.change_map(|map| map.insert(number, Arc::clone(&segment)));
         self.spares.lock().push_back(segment);
@@ -540,6 +606,11 @@ fn full_segment() -> Result<Segment> {
     let blob = storage.create("none", SEGMENT_HEAD, &[])?;
     let segment = Segment::sealed(0, 0, Binding::new(&[0; 16], 0), Arc::clone(&storage), blob, SEGMENT_HEAD);
     segment.map_err(|source| Error::io("map", &storage.path("none"), source))
+}
+
+/// Above the number of every segment of this length: LSNs have to fit a slot's word.
+pub(crate) fn numbers_end(segment_len: u64) -> u64 {
+    1 << 62 >> segment_len.trailing_zeros()
 }
 
 /// Name of a segment's file.

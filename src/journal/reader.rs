@@ -16,7 +16,7 @@ pub(crate) struct Gap {
 }
 
 /// A record that an erasure set out to overwrite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Target {
     pub(crate) lsn: u64,
     pub(crate) len: u64,
@@ -46,11 +46,18 @@ pub(crate) struct Scan {
     pub(crate) gaps: Vec<Gap>,
     /// Whether it holds records of the reservations stream.
     pub(crate) has_reservations: bool,
+    /// Whether it holds answers.
+    pub(crate) has_answers: bool,
     pub(crate) newest_ms: u64,
     pub(crate) targets: Vec<Target>,
 }
 
 impl Scan {
+    /// What a scan of zeros finds.
+    pub(crate) fn blank() -> Self {
+        Scan { end: SEGMENT_HEAD, durable: SEGMENT_HEAD, ..Scan::default() }
+    }
+
     /// Whether nothing was ever written.
     pub(crate) fn is_blank(&self) -> bool {
         self.end == SEGMENT_HEAD && self.gaps.is_empty() && !self.is_sealed
@@ -59,7 +66,7 @@ impl Scan {
 
 /// Reads all of a segment's bytes.
 pub(crate) fn scan(bytes: &[u8], binding: Binding, base: u64) -> Scan {
-    let mut scan = Scan { end: SEGMENT_HEAD, durable: SEGMENT_HEAD, ..Scan::default() };
+    let mut scan = Scan::blank();
     if let Ok(mark) = RecordRef::check(binding, bytes, HEAD_MARK) {
         scan.durable = scan.durable.max(mark.fence().saturating_sub(base));
     }
@@ -115,7 +122,8 @@ impl Scan {
             }
             Kind::Erase => self.targets.extend(Target::decode_all(record.payload())),
             Kind::Reserved | Kind::Point | Kind::Released => self.has_reservations = true,
-            Kind::Completed | Kind::Failed | Kind::Scrubbed | Kind::Pad => {}
+            Kind::Completed | Kind::Failed => self.has_answers = true,
+            Kind::Scrubbed | Kind::Pad => {}
         }
         self.records += 1;
         self.end = at + record.len();

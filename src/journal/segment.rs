@@ -6,6 +6,7 @@
 //! - **J3** `published` covers every byte below it (see `watermark`), and only bytes below it are read.
 //! - **J4** The last 64 bytes are kept free for the seal.
 
+use super::Stream;
 use super::codec::{self, Binding, HEAD_MARK, HEADER, Kind, Meta, RecordRef, SEGMENT_HEAD};
 use super::commit::{GroupCommit, Poison};
 use super::media::{Blob, Storage};
@@ -15,8 +16,8 @@ use crate::error::Error;
 use crate::record::Record;
 use crossbeam_utils::{Backoff, CachePadded};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Handles to a segment's bytes are counted in so many groups, so that an erasure waits for few of them.
 const STRIPES: u64 = 64;
@@ -58,7 +59,8 @@ pub(crate) struct Segment {
     live_bytes: CachePadded<AtomicU64>,
     end: AtomicU64,
     sealed: AtomicBool,
-    reservations: AtomicBool,
+    /// The stream that it was taken for.
+    stream: OnceLock<Stream>,
     moved: AtomicBool,
     /// Whether some caller was promised that its records here survive a power cut.
     promised: AtomicBool,
@@ -122,7 +124,7 @@ impl Segment {
             live_bytes: CachePadded::default(),
             end: AtomicU64::new(end.unwrap_or(UNSET)),
             sealed: AtomicBool::new(end.is_some()),
-            reservations: AtomicBool::new(false),
+            stream: OnceLock::new(),
             moved: AtomicBool::new(false),
             promised: AtomicBool::new(end.is_some()),
             commit: GroupCommit::new(published),
@@ -199,21 +201,34 @@ impl Segment {
         if self.is_sealed() { self.published().next_multiple_of(SEGMENT_HEAD) } else { self.len }
     }
 
-    /// Whether this is a segment of the reservations stream.
-    pub(crate) fn has_reservations(&self) -> bool {
-        self.reservations.load(Ordering::Acquire)
+    /// Says which stream it belongs to, once.
+    pub(crate) fn set_stream(&self, stream: Stream) {
+        self.stream.get_or_init(|| stream);
     }
 
-    pub(crate) fn set_reservations(&self) {
-        self.reservations.store(true, Ordering::Release);
+    /// Whether this is a segment of the reservations stream.
+    pub(crate) fn has_reservations(&self) -> bool {
+        self.stream.get() == Some(&Stream::RESERVATIONS)
+    }
+
+    /// Whether this is a segment of the notes stream.
+    pub(crate) fn has_notes(&self) -> bool {
+        self.stream.get() == Some(&Stream::NOTES)
     }
 
     pub(crate) fn masks(&self) -> u64 {
         self.masks.load(Ordering::Acquire)
     }
 
+    /// Says which reservations segments have to go before it; notes wait for none.
     pub(crate) fn set_masks(&self, number: u64) {
-        self.masks.fetch_max(number, Ordering::AcqRel);
+        if !self.has_notes() {
+            self.masks.fetch_max(number, Ordering::AcqRel);
+        }
+    }
+
+    pub(crate) fn has_room_for(&self, len: u64) -> bool {
+        self.tail.load(Ordering::Relaxed) + len <= self.len - HEADER as u64
     }
 
     /// Claims `len` bytes (a multiple of 8); `None` when the segment is full (J1).

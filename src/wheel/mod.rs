@@ -185,6 +185,12 @@ impl Wheel {
         self.earliest_slot().map(|(_, start_ms)| start_ms)
     }
 
+    /// The latest time, in Unix ms, that the wheel was told of; everything due by then is being fired.
+    #[inline]
+    pub fn elapsed_ms(&self) -> u64 {
+        self.elapsed_ms
+    }
+
     /// How many entries the wheel holds.
     #[inline]
     pub fn len(&self) -> usize {

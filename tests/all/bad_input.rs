@@ -236,6 +236,22 @@ fn settings_that_are_refused_leave_no_directory_behind() {
 }
 
 #[test]
+fn max_bytes_is_held_against_the_stores_own_segments() {
+    for (segment_len, max_bytes, fits) in [(SEGMENT, 8 * SEGMENT, true), (1 << 20, 8 * SEGMENT, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Store::builder().segment_size(segment_len).open(dir.path()).unwrap());
+        let before = snapshot(dir.path());
+        match Store::builder().max_bytes(max_bytes).open(dir.path()) {
+            Ok(_) => assert!(fits),
+            Err(error) => {
+                assert_eq!((error.kind(), fits), (ErrorKind::InvalidArgument, false), "{error}");
+                assert_eq!(snapshot(dir.path()), before);
+            }
+        }
+    }
+}
+
+#[test]
 fn another_segment_size_than_the_stores_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (_, builder) = manual();
@@ -734,7 +750,7 @@ fn a_newer_format_is_refused_untouched_in_every_mode() {
     for file in files {
         let whole = fs::read(&file).unwrap();
         // Major version; feature bits.
-        for (at, value) in [(8, 2), (8, 255), (12, 1), (15, 128)] {
+        for (at, value) in [(8, 2), (8, 255), (12, 2), (15, 128)] {
             let mut newer = whole.clone();
             newer[at] = value;
             let crc = crc32c(&newer[..60]);

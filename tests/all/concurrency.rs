@@ -1,13 +1,15 @@
 //! Many threads: one winner, no lost wake-up, no stale write.
 
-use crate::support::{interrupted, manual, replay, request, reserved};
+use crate::support::{START_MS, interrupted, manual, replay, request, reserved};
 use oncekey::testing::{DiskOp, SimDisk};
-use oncekey::{Builder, Durability, ErrorKind, ManualClock, Outcome, Pending, Reservation, Store, Wait};
+use oncekey::{Builder, Clock, Durability, ErrorKind, ManualClock, Outcome, Pending, Reservation, Store, Wait};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Barrier, Mutex};
+use std::sync::{Barrier, Mutex, OnceLock};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 /// How long anything that has to happen may take, on a busy machine.
@@ -265,6 +267,131 @@ fn the_last_handle_may_be_dropped_while_others_wait() {
     drop(store);
     owner.complete(b"x").unwrap();
     waiters.all_get(Ok("replay"));
+}
+
+/// Runs this in a thread of its own, which may hang.
+#[track_caller]
+fn within_patience(what: &str, run: impl FnOnce() + Send + 'static) {
+    let (said, done) = channel();
+    std::thread::spawn(move || {
+        run();
+        said.send(()).unwrap();
+    });
+    assert_eq!(done.recv_timeout(PATIENCE), Ok(()), "{what}");
+}
+
+/// A waker that uses the store when it is called and when it is dropped.
+struct Looks(Store);
+
+impl Looks {
+    fn look(&self) {
+        self.0.stats();
+        drop(self.0.get(&request("a", 1)));
+    }
+}
+
+impl Wake for Looks {
+    fn wake(self: Arc<Self>) {
+        self.look();
+    }
+}
+
+impl Drop for Looks {
+    fn drop(&mut self) {
+        self.look();
+    }
+}
+
+/// An executor that polls its future in `wake`.
+struct Inline(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
+
+impl Wake for Inline {
+    fn wake(self: Arc<Self>) {
+        let waker = Waker::from(Arc::clone(&self));
+        let mut slot = self.0.lock().unwrap();
+        if slot.as_mut().is_some_and(|future| future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready()) {
+            *slot = None;
+        }
+    }
+}
+
+/// Found by an auditor: wakers were called under a lock of the store.
+#[test]
+fn wakers_may_use_the_store_however_the_wait_ends() {
+    type End = fn(&Store, &ManualClock, Reservation);
+    let ends: [(&str, End); 6] = [
+        ("complete", |_, _, owner| drop(owner.complete(b"x").unwrap())),
+        ("release", |_, _, owner| owner.release().unwrap()),
+        ("drop", |_, _, owner| drop(owner)),
+        ("erase", |store, _, _owner| assert_eq!(store.erase(&request("a", 1)).unwrap().keys, 1)),
+        ("the lease's end", |store, clock, owner| {
+            clock.advance(MINUTE);
+            store.maintain(usize::MAX).unwrap();
+            drop(owner);
+        }),
+        ("close", |store, _, owner| {
+            store.clone().close().unwrap();
+            drop(owner);
+        }),
+    ];
+    for (end, run) in ends {
+        within_patience(end, move || {
+            let (clock, builder) = manual();
+            let store = builder.lease(MINUTE).in_memory().unwrap();
+            let owner = reserved(store.reserve(&request("a", 1)).unwrap());
+            let inline = Arc::new(Inline(Mutex::new(None)));
+            let pending = in_flight(&store, "a");
+            *inline.0.lock().unwrap() = Some(Box::pin(async move { drop(pending.wait_async().await) }));
+            Waker::from(Arc::clone(&inline)).wake();
+            let mut waits = [(); 3].map(|()| Box::pin(in_flight(&store, "a").wait_async()));
+            for wait in &mut waits {
+                // Twice, so that the second waker takes the first one's place; and one is given up.
+                for _ in 0..2 {
+                    let waker = Waker::from(Arc::new(Looks(store.clone())));
+                    assert!(wait.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+                }
+            }
+            let [first, second, third] = waits;
+            drop(second);
+            run(&store, &clock, owner);
+            assert!(inline.0.lock().unwrap().is_none(), "the inline executor's future has ended");
+            for wait in [first, third] {
+                drop(pollster::block_on(wait));
+            }
+        });
+    }
+}
+
+/// A clock that uses the store it belongs to.
+#[derive(Default)]
+struct Nosy(OnceLock<Store>);
+
+impl Clock for Nosy {
+    fn now_ms(&self) -> u64 {
+        if let Some(store) = self.0.get() {
+            store.stats();
+        }
+        START_MS
+    }
+}
+
+#[test]
+fn a_clock_may_use_the_store() {
+    within_patience("every operation reads the clock", || {
+        let clock = Arc::new(Nosy::default());
+        let store = Store::builder().clock(Arc::clone(&clock)).background(false).in_memory().unwrap();
+        clock.0.set(store.clone()).unwrap();
+        let mut owner = reserved(store.reserve(&request("a", 1)).unwrap());
+        owner.renew().unwrap();
+        owner.recovery_point(b"x").unwrap();
+        drop(in_flight(&store, "a").wait(Duration::ZERO).unwrap());
+        owner.complete(b"x").unwrap();
+        replay(store.reserve(&request("a", 1)).unwrap());
+        store.get(&request("a", 1)).unwrap().unwrap();
+        store.erase(&request("a", 1)).unwrap();
+        store.maintain(usize::MAX).unwrap();
+        store.verify().unwrap();
+    });
 }
 
 #[test]

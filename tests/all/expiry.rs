@@ -107,6 +107,23 @@ fn maintain_gives_memory_back_and_its_budget_bounds_the_work() {
 }
 
 #[test]
+fn keys_leave_after_a_clock_that_was_set_back_has_caught_up() {
+    let (clock, builder) = manual();
+    let store = builder.in_memory().unwrap();
+    clock.advance(DAY);
+    store.maintain(usize::MAX).unwrap();
+    clock.set(START_MS);
+    for key in 0..100 {
+        complete(&store, &kept_for(&key.to_string(), SECOND));
+    }
+    store.maintain(usize::MAX).unwrap();
+    assert_eq!(store.stats().keys, 100, "they are still to be kept for a second");
+    clock.advance(2 * DAY);
+    while store.maintain(10).unwrap().has_more {}
+    assert_eq!(store.stats().keys, 0);
+}
+
+#[test]
 fn a_budget_of_nothing_does_nothing_and_says_so() {
     let (clock, builder) = manual();
     let store = builder.in_memory().unwrap();

@@ -304,12 +304,49 @@ fn case_e_spares_do_not_pile_up_and_fences_go_on_behind_them() {
 }
 
 #[test]
+fn case_e_no_fence_is_given_out_twice_wherever_a_spare_was_cut_off_on_its_way() {
+    let mut points = 0;
+    for op in [DiskOp::Create, DiskOp::Overwrite, DiskOp::Sync, DiskOp::SyncNames, DiskOp::Remove] {
+        for call in 0.. {
+            let disk = SimDisk::new();
+            let store = builder(Durability::Buffered).open_simulated(&disk).unwrap();
+            let newest_fence = reserved(reserve(&store, 0).unwrap()).fence();
+            // The power cut takes the reservation, and leaves blank segments.
+            let disk = disk.after_power_cut(|| false);
+            let store = strict(&disk);
+            disk.fail(op, call, io::ErrorKind::Other);
+            let newest_fence = match reserve(&store, 0) {
+                Ok(outcome) => {
+                    let fence = reserved(outcome).fence();
+                    assert!(fence > newest_fence, "{fence} after {newest_fence}");
+                    fence
+                }
+                Err(_) => newest_fence,
+            };
+            let is_cut_off = store.maintain(usize::MAX).is_err() || store.stats().is_poisoned;
+            points += 1;
+            for image in all_cuts(&disk).into_iter().chain([disk.after_process_death()]) {
+                let store = strict(&image);
+                let fence = reserved(reserve(&store, 1).unwrap()).fence();
+                assert!(fence > newest_fence, "{fence} after {newest_fence}: {op:?} {call}");
+                assert!(store.recovery().lost.is_empty() && segments(&image).len() <= 8);
+            }
+            if !is_cut_off && call > 8 {
+                break;
+            }
+        }
+    }
+    assert!(points > 40, "{points} points");
+}
+
+#[test]
 fn case_f_an_erasure_that_was_cut_short_is_finished() {
     let mut finished = 0;
     for seed in 0..200 {
         let disk = killed(Durability::Synced);
         let store = strict(&disk);
-        // The note is synced first, then what was overwritten.
+        // With a spare at hand, the note is synced first, and then what was overwritten.
+        store.maintain(usize::MAX).unwrap();
         disk.fail(DiskOp::Sync, 1 + seed % 3, io::ErrorKind::Other);
         let erased = store.erase(&Request::new(&key(9)));
         let image = disk.after_power_cut(coin(seed));
@@ -478,7 +515,10 @@ fn case_i_a_segment_in_use_is_sealed_and_case_j_a_sealed_one_is_not_touched() {
     }));
     let store = strict(&disk);
     drop(store);
-    for name in segments(&disk) {
+    let mut names = segments(&disk);
+    let spare = names.pop().unwrap();
+    assert!(disk.contents(&spare).unwrap()[FIRST_RECORD..].iter().all(|byte| *byte == 0), "the newest is a spare");
+    for name in names {
         let bytes = disk.contents(&name).unwrap();
         let records = raw_records(&bytes);
         let last = *records.last().expect("used segments only");
@@ -499,7 +539,6 @@ fn a_store_file_that_is_missing_or_damaged_is_refused() {
     let missing = closed();
     missing.take("STORE");
     assert_refused(&copy(&missing), RecoveryMode::Strict, ErrorKind::Corrupt, "STORE", 0);
-    assert_refused(&copy(&missing), RecoveryMode::Salvage, ErrorKind::Corrupt, "STORE", 0);
     for len in [0, 10, 63] {
         let damaged = closed();
         change(&damaged, "STORE", |bytes| bytes.truncate(len));
@@ -510,6 +549,51 @@ fn a_store_file_that_is_missing_or_damaged_is_refused() {
         change(&damaged, "STORE", |bytes| bytes[bit / 8] ^= 1 << (bit % 8));
         assert_refused(&copy(&damaged), RecoveryMode::Strict, ErrorKind::Corrupt, "STORE", 0);
     }
+}
+
+#[test]
+fn salvage_takes_what_the_store_file_said_from_the_segments() {
+    let whole = closed_once().contents("STORE").unwrap();
+    let damage: [fn(&SimDisk); 3] = [
+        |disk| disk.take("STORE"),
+        |disk| change(disk, "STORE", |bytes| bytes[20] ^= 1),
+        |disk| change(disk, "STORE", |bytes| bytes.clear()),
+    ];
+    for damage in damage {
+        let disk = copy(&closed_once());
+        damage(&disk);
+        let store = salvage(&disk);
+        let lost = &store.recovery().lost;
+        assert_eq!((lost.len(), lost[0].offset, lost[0].len), (1, 0, 64), "{lost:?}");
+        assert!(lost[0].path.ends_with("STORE"));
+        assert_eq!(found(&store, 13), expected());
+        drop(store);
+        assert_eq!(disk.contents("STORE").unwrap(), whole);
+        assert_eq!(found(&strict(&disk), 12), expected()[..12]);
+    }
+    let nothing_left = copy(&closed_once());
+    nothing_left.take("STORE");
+    segments(&nothing_left).iter().for_each(|name| change(&nothing_left, name, |bytes| bytes[0] ^= 1));
+    assert_refused(&nothing_left, RecoveryMode::Salvage, ErrorKind::Corrupt, "STORE", 0);
+    // Damage without a segment is no store.
+    let empty = SimDisk::new();
+    empty.put("STORE", vec![7; 64]);
+    assert_refused(&empty, RecoveryMode::Strict, ErrorKind::Corrupt, "STORE", 0);
+    complete(&salvage(&empty), 1);
+    assert_eq!(strict(&empty).recovery().completed, 1);
+}
+
+#[test]
+fn a_store_whose_segment_numbers_are_used_up_says_so_and_acknowledges_nothing_more() {
+    let disk = copy(&closed_once());
+    let last = format!("{:016x}.seg", (1_u64 << 62 >> SEGMENT_LEN.trailing_zeros()) - 2);
+    disk.put(&last, vec![0; SEGMENT_LEN]);
+    assert_refused(&disk, RecoveryMode::Strict, ErrorKind::Corrupt, &last, 0);
+    let store = salvage(&disk);
+    assert_eq!(reserve(&store, 20).unwrap_err().kind(), ErrorKind::Full);
+    assert_eq!(store.get(&Request::new(&key(1))).unwrap().unwrap().bytes(), answer(1));
+    drop(store);
+    assert_eq!(strict(&disk).recovery().completed, 10);
 }
 
 fn closed_once() -> SimDisk {

@@ -53,8 +53,14 @@ impl FileMedia {
         check_file_size_limit(path, len)?;
         let fail = |doing| move |source| Error::io(doing, path, source);
         let file = create_private(&self.handle, name).map_err(fail("create a segment"))?;
-        self.allocate(&file, len).map_err(fail("allocate a segment"))?;
         file.write_all_at(header, 0).map_err(fail("write a segment's header"))?;
+        self.prepare(path, file, len)
+    }
+
+    /// Allocates all that follows the header, and maps it.
+    fn prepare(&self, path: &Path, file: File, len: u64) -> Result<FileBlob> {
+        let fail = |doing| move |source| Error::io(doing, path, source);
+        self.allocate(&file, len).map_err(fail("allocate a segment"))?;
         file.sync_all().map_err(fail("sync a new segment"))?;
         if !self.mapped_writes {
             let region = Region::read_only(&file).map_err(fail("map a segment"))?;
@@ -79,7 +85,7 @@ impl FileMedia {
             Err(errno) => return Err(errno.into()),
         };
         if self.zero_fill || !allocated {
-            for at in (0..len).step_by(PAGE) {
+            for at in (PAGE as u64..len).step_by(PAGE) {
                 file.write_all_at(&[0; PAGE], at)?;
             }
         }
@@ -119,6 +125,21 @@ impl Storage for FileMedia {
                 Err(error)
             }
         }
+    }
+
+    fn renew(&self, old: &str, new: &str, len: u64, void: &[u8], header: &[u8]) -> Result<Arc<dyn Blob>> {
+        let path = &self.path(old);
+        let fail = |source| Error::io("renew a segment", path, source);
+        let file = open_regular(&self.handle, old, OFlags::RDWR).map_err(fail)?;
+        file.write_all_at(void, 0).and_then(|()| file.sync_data()).map_err(fail)?;
+        zero(&file, void.len() as u64, len).map_err(fail)?;
+        // What reads left in memory is in larger folios than new pages come in; this is only advice.
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).ok();
+        let blob = self.prepare(path, file, len)?;
+        rename_new(&self.handle, old, new).map_err(fail)?;
+        self.sync_names()?;
+        blob.overwrite(0, header).and_then(|()| blob.sync()).map_err(fail)?;
+        Ok(Arc::new(blob))
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Blob>> {
@@ -275,6 +296,19 @@ fn create_private(dir: &File, name: &str) -> io::Result<File> {
     // Whatever the umask took away.
     file.set_permissions(Permissions::from_mode(0o600))?;
     Ok(file)
+}
+
+/// Fills a range with zeros, in blocks that it keeps.
+fn zero(file: &File, from: u64, to: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::ZERO_RANGE, from, to - from) {
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP) => {
+            let whole = from.next_multiple_of(PAGE as u64);
+            file.write_all_at(&vec![0; (whole - from) as usize], from)?;
+            (whole..to).step_by(PAGE).try_for_each(|at| file.write_all_at(&[0; PAGE], at))
+        }
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Takes a name away, if it is there.

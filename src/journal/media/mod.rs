@@ -42,6 +42,11 @@ pub(crate) trait Storage: Debug + Send + Sync {
     /// On return its space is allocated, and its name and contents are durable; on error nothing of it is left.
     fn create(&self, name: &str, len: u64, header: &[u8]) -> Result<Arc<dyn Blob>>;
 
+    /// Turns a blob into what `create` would have made, under another name and in the same space.
+    ///
+    /// It starts with `void` until that is done; on error the blob is there under either name, or both.
+    fn renew(&self, old: &str, new: &str, len: u64, void: &[u8], header: &[u8]) -> Result<Arc<dyn Blob>>;
+
     /// Opens a blob for recovery.
     fn open(&self, name: &str) -> Result<Arc<dyn Blob>>;
 

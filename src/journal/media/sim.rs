@@ -258,6 +258,27 @@ impl Storage for SimStorage {
         Ok(Arc::new(SimBlob { disk: self.0.clone(), file }))
     }
 
+    fn renew(&self, old: &str, new: &str, len: u64, void: &[u8], header: &[u8]) -> Result<Arc<dyn Blob>> {
+        let blob = self.open(old)?;
+        let write = |at, bytes: &[u8]| {
+            let written = blob.overwrite(at, bytes).and_then(|()| blob.sync());
+            written.map_err(|source| Error::io("renew", &self.path(old), source))
+        };
+        write(0, void)?;
+        write(void.len() as u64, &vec![0; len as usize - void.len()])?;
+        {
+            let mut disk = self.0.0.lock();
+            let file = disk.names.get(old).cloned().expect("it was just opened");
+            disk.names.insert(new.to_owned(), file);
+            disk.unsynced_names.insert(new.to_owned());
+        }
+        self.sync_names()?;
+        self.remove(old)?;
+        self.sync_names()?;
+        write(0, header)?;
+        Ok(blob)
+    }
+
     fn open(&self, name: &str) -> Result<Arc<dyn Blob>> {
         let not_found = || Error::io("open", &self.path(name), io::ErrorKind::NotFound.into());
         let file = self.0.0.lock().names.get(name).cloned().ok_or_else(not_found)?;
