@@ -289,7 +289,7 @@ impl Builder {
             hasher,
             shards,
             journal,
-            space: Mutex::new(Space { strays, ..Space::default() }),
+            space: Mutex::new(Space::with_strays(strays)),
             auto_renewed: DashMap::new(),
             keys: AtomicU64::new(keys),
             report,

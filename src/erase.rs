@@ -20,6 +20,7 @@ use crate::journal::reader::Target;
 use crate::journal::segment::Segment;
 use crate::journal::{Journal, Stream, codec};
 use crate::key::{Key, Request};
+use crate::shard::Wakers;
 use crate::state::{self, Event, Phase, Transition};
 use crate::store::{Engine, Erasure};
 use crate::table::{Probe, tag_of};
@@ -51,6 +52,8 @@ impl Engine {
 
     /// Erases the keys that are meant; if it is one key, it is given too.
     fn erase(&self, is_meant: &dyn Fn(&Key<'_>) -> bool, only: Option<&Key<'_>>) -> Result<Erasure> {
+        // Settled when it is dropped, which is after the lock.
+        let mut wakers = Wakers::default();
         let mut space = self.space.lock();
         self.catch_up(&mut space)?;
         // Or keys would be gone from the table with no way to say so in the journal.
@@ -59,14 +62,14 @@ impl Engine {
         self.journal.quiesce();
         let mut erasure = Erasure::default();
         match only {
-            Some(key) => erasure.keys += u64::from(self.vacate(key, horizon)?),
+            Some(key) => erasure.keys += u64::from(self.vacate(key, horizon, &mut wakers)?),
             None => {
                 for segment in self.all_segments() {
                     for (_, record) in segment.records().filter(|(_, record)| record.fence() < horizon) {
                         if record.kind().phase().is_some()
                             && let Some(key) = Key::parse(record.stored_key()).filter(is_meant)
                         {
-                            erasure.keys += u64::from(self.vacate(&key, horizon)?);
+                            erasure.keys += u64::from(self.vacate(&key, horizon, &mut wakers)?);
                         }
                     }
                 }
@@ -88,7 +91,18 @@ impl Engine {
         erasure.records = targets.len() as u64;
         space.horizon = horizon;
         space.rest = targets.iter().copied().filter(|target| !space.unfinished.contains(target)).collect();
-        self.overwrite_rest(&mut space)?;
+        self.overwrite_rest(&mut space).map_err(|error| match error.is_full() {
+            false => error,
+            true => {
+                let message = format!(
+                    "the keys are gone from the table, but there is no room to note where {} of their records are; \
+                     upkeep overwrites them when there is, and until then a restart brings the keys back: {error}",
+                    space.rest.len()
+                );
+                Error::new(error.kind(), message)
+            }
+        })?;
+        MutexGuard::unlocked(&mut space, || drop(wakers));
         let until = Instant::now() + PATIENCE;
         let mut pause = Duration::from_micros(500);
         let mut held = targets;
@@ -116,7 +130,7 @@ impl Engine {
     }
 
     /// Takes a key's slot out if it is older than the erasure; whether there was one.
-    fn vacate(&self, key: &Key<'_>, horizon: u64) -> Result<bool> {
+    fn vacate(&self, key: &Key<'_>, horizon: u64, wakers: &mut Wakers) -> Result<bool> {
         let hash = self.hasher.hash(key);
         let tag = tag_of(hash);
         loop {
@@ -140,6 +154,7 @@ impl Engine {
                 shard.counts.erased += 1;
                 self.remove_slot(&mut shard, at);
                 shard.wake(fence);
+                shard.unlock_into(wakers);
             }
             return Ok(true);
         }
@@ -150,28 +165,16 @@ impl Engine {
         self.journal.poison.check()?;
         // A removal may have been followed by an error, and a segment that comes back brings its keys back.
         self.journal.sync_names()?;
-        if !space.strays.is_empty() {
-            let strays = space.strays.clone();
-            self.overwrite(space, &strays)?;
-            space.strays.clear();
-        }
         if !space.unfinished.is_empty() {
             self.overwrite_unfinished(space)?;
         }
         self.overwrite_rest(space)
     }
 
-    /// Overwrites what erasures still have to, a note at a time.
+    /// Overwrites the rest, a note at a time.
     fn overwrite_rest(&self, space: &mut Space) -> Result<()> {
         while !space.rest.is_empty() {
-            self.ready_for_note(space).map_err(|error| {
-                let message = format!(
-                    "the keys are gone from the table, but there is no room to note where {} of their records are; \
-                     upkeep overwrites them when there is, and until then a restart brings the keys back: {error}",
-                    space.rest.len()
-                );
-                Error::new(error.kind(), message)
-            })?;
+            self.ready_for_note(space)?;
             let batch: Vec<Target> = space.rest.iter().take(TARGETS).copied().collect();
             self.overwrite(space, &batch)?;
             space.rest.drain(..batch.len());
@@ -184,7 +187,8 @@ impl Engine {
         loop {
             match self.journal.make_room(Stream::NOTES, NOTE) {
                 Err(error) if error.is_full() => {
-                    if !self.recycle_notes(space)? && !self.remove_dead(space)? {
+                    let has_made_room = self.recycle_notes(space)? || space.may_remove() && self.remove_dead(space)?;
+                    if !has_made_room {
                         return Err(error);
                     }
                 }
@@ -250,14 +254,22 @@ pub(crate) struct Space {
     /// Records to overwrite as soon as no handle to them is left. Their segments stay, and so does the note of them.
     pub(crate) unfinished: BTreeSet<Target>,
     /// Records to overwrite that no note lists yet, in this order. Their segments stay.
-    pub(crate) rest: VecDeque<Target>,
-    /// The erasure that `rest` is of is about fences below this.
-    pub(crate) horizon: u64,
-    /// Copies that recovery found and that have to be overwritten before anything is removed.
-    pub(crate) strays: Vec<Target>,
+    rest: VecDeque<Target>,
+    /// The erasure that `rest` is of is about fences below this; 0 if they are those that recovery found.
+    horizon: u64,
 }
 
 impl Space {
+    /// With what recovery found: records that others beat which may go before them.
+    pub(crate) fn with_strays(strays: Vec<Target>) -> Self {
+        Space { rest: strays.into(), ..Space::default() }
+    }
+
+    /// Whether anything may be removed before the rest is overwritten.
+    fn may_remove(&self) -> bool {
+        self.rest.is_empty() || self.horizon > 0
+    }
+
     /// Numbers of the segments that hold records still to be overwritten.
     pub(crate) fn kept(&self, journal: &Journal) -> BTreeSet<u64> {
         self.unfinished.iter().chain(&self.rest).map(|target| journal.number_of(target.lsn)).collect()

@@ -27,7 +27,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::codec::{
-    BadHeader, Binding, HEAD_MARK, HEADER, Kind, SEGMENT_HEAD, SEGMENT_HEADER, SegmentHeader, encode_blank, encode_mark,
+    BadHeader, Binding, HEAD_MARK, HEADER, Kind, RecordRef, SEGMENT_HEAD, SEGMENT_HEADER, SegmentHeader, encode_blank,
+    encode_mark,
 };
 use crate::journal::media::{Blob, Storage};
 use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan};
@@ -107,7 +108,7 @@ pub(crate) struct Recovery {
     pub(crate) report: RecoveryReport,
     pub(crate) newest_ms: u64,
     pub(crate) keys: u64,
-    /// Copies of reservations that a release beats which may go before them.
+    /// Records that are beaten by others which may go before them.
     pub(crate) strays: Vec<Target>,
 }
 
@@ -187,7 +188,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     let shards = Shards::new(plan.shards, || Shard::new(now_ms));
     let mut strays = Vec::new();
     for segment in &segments {
-        replay(&journal, &shards, segment, plan.hasher, &mut strays)?;
+        replay(&journal, &shards, segment, plan.hasher, now_ms, &mut strays)?;
     }
     let keys = finish(&journal, &shards, now_ms, &mut report)?;
     report.elapsed = started.elapsed();
@@ -568,6 +569,7 @@ fn replay(
     shards: &Shards<Shard>,
     segment: &Segment,
     hasher: &KeyHasher,
+    now_ms: u64,
     strays: &mut Vec<Target>,
 ) -> Result<()> {
     let map = journal.segments();
@@ -593,8 +595,21 @@ fn replay(
         let state = State { phase: slot.word().phase(), fence: known.fence(), deadline_ms: u64::MAX };
         let seen =
             Recovered { phase, fence: record.fence(), sequence: record.sequence(), known_sequence: known.sequence() };
+        // Of a key whose erasure was cut short before any note of it, and that was used anew meanwhile. What beats the
+        // answer, a release or another answer, may be over and gone long before it.
+        let is_stray = |phase, record: &RecordRef<'_>, newer: u64| {
+            phase == Phase::Completed && record.fence() < newer && record.deadline_ms() > now_ms
+        };
         match state::step(state, Event::Recover(seen)) {
-            Transition::To(_) => shard.advance(at, tag, word, u64::MAX),
+            Transition::To(_) => {
+                if is_stray(state.phase, &known, record.fence()) {
+                    strays.push(Target { lsn: slot.word().lsn(), len: known.len() });
+                }
+                shard.advance(at, tag, word, u64::MAX);
+            }
+            Transition::Stay if is_stray(phase, &record, state.fence) => {
+                strays.push(Target { lsn, len: record.len() });
+            }
             // Upkeep was copying the reservation while it was released, and died before it took the copy back.
             Transition::Stay if state.phase == Phase::Released && phase == Phase::Reserved => {
                 strays.push(Target { lsn, len: record.len() });

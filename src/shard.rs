@@ -10,6 +10,7 @@ use crate::wheel::{TimerId, Wheel};
 use parking_lot::MutexGuard;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Deref, DerefMut};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 
 /// Counts of what a shard was asked and what it did, since the store was opened.
@@ -39,23 +40,52 @@ pub(crate) struct Shard {
     tickets: u64,
 }
 
-/// A shard under its lock, and the wakers to call or drop once that is let go: both run code of the user.
+/// A shard under its lock, and the wakers to settle once that is let go.
 #[derive(Debug)]
 pub(crate) struct Locked<'s> {
     shard: MutexGuard<'s, Shard>,
-    loose: Vec<Loose>,
+    wakers: Wakers,
 }
 
-#[derive(Debug)]
-enum Loose {
-    Wake(Waker),
-    Drop(Waker),
+/// Wakers to call or to drop, which is done when this is dropped: with no lock held, since both run code of the user.
+#[derive(Debug, Default)]
+pub(crate) struct Wakers {
+    called: Vec<Waker>,
+    dropped: Vec<Waker>,
+}
+
+impl Wakers {
+    fn is_empty(&self) -> bool {
+        self.called.is_empty() && self.dropped.is_empty()
+    }
+
+    fn append(&mut self, mut more: Wakers) {
+        self.called.append(&mut more.called);
+        self.dropped.append(&mut more.dropped);
+    }
+}
+
+impl Drop for Wakers {
+    fn drop(&mut self) {
+        // One that panics, which the panic hook has told, is no matter of the others, nor of who wakes them.
+        for waker in self.called.drain(..) {
+            catch_unwind(AssertUnwindSafe(|| waker.wake())).ok();
+        }
+        for waker in self.dropped.drain(..) {
+            catch_unwind(AssertUnwindSafe(|| drop(waker))).ok();
+        }
+    }
 }
 
 impl<'s> Locked<'s> {
     #[inline]
     pub(crate) fn new(shard: MutexGuard<'s, Shard>) -> Self {
-        Locked { shard, loose: Vec::new() }
+        Locked { shard, wakers: Wakers::default() }
+    }
+
+    /// Lets the lock go, and leaves the wakers to somebody who holds another.
+    pub(crate) fn unlock_into(mut self, wakers: &mut Wakers) {
+        wakers.append(std::mem::take(&mut self.wakers));
     }
 
     /// Lets a waker be called when this reservation ends, in place of the one that the ticket stands for.
@@ -66,7 +96,7 @@ impl<'s> Locked<'s> {
             shard.tickets
         });
         let before = shard.parked.entry(fence).or_default().insert(ticket, waker);
-        self.loose.extend(before.map(Loose::Drop));
+        self.wakers.dropped.extend(before);
         ticket
     }
 
@@ -77,7 +107,7 @@ impl<'s> Locked<'s> {
             if waiters.is_empty() {
                 self.shard.parked.remove(&fence);
             }
-            self.loose.extend(waker.map(Loose::Drop));
+            self.wakers.dropped.extend(waker);
         }
     }
 
@@ -87,14 +117,14 @@ impl<'s> Locked<'s> {
         if !self.shard.parked.is_empty()
             && let Some(waiters) = self.shard.parked.remove(&fence)
         {
-            self.loose.extend(waiters.into_values().map(Loose::Wake));
+            self.wakers.called.extend(waiters.into_values());
         }
     }
 
     /// Wakes everybody, at close.
     pub(crate) fn wake_all(&mut self) {
         let waiters = self.shard.parked.drain().flat_map(|(_, waiters)| waiters.into_values());
-        self.loose.extend(waiters.map(Loose::Wake));
+        self.wakers.called.extend(waiters);
     }
 }
 
@@ -117,18 +147,10 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self.loose.is_empty() {
-            return;
+        if !self.wakers.is_empty() {
+            let wakers = std::mem::take(&mut self.wakers);
+            MutexGuard::unlocked(&mut self.shard, || drop(wakers));
         }
-        let loose = std::mem::take(&mut self.loose);
-        MutexGuard::unlocked(&mut self.shard, || {
-            for loose in loose {
-                match loose {
-                    Loose::Wake(waker) => waker.wake(),
-                    Loose::Drop(waker) => drop(waker),
-                }
-            }
-        });
     }
 }
 

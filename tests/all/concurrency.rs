@@ -287,6 +287,9 @@ impl Looks {
     fn look(&self) {
         self.0.stats();
         drop(self.0.get(&request("a", 1)));
+        // Those that keep upkeep out meanwhile.
+        drop(self.0.verify());
+        drop(self.0.erase(&request("another", 1)));
     }
 }
 
@@ -299,6 +302,15 @@ impl Wake for Looks {
 impl Drop for Looks {
     fn drop(&mut self) {
         self.look();
+    }
+}
+
+/// A waker that panics, which is no matter of the others.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker that panics, as the test wants it");
     }
 }
 
@@ -345,17 +357,21 @@ fn wakers_may_use_the_store_however_the_wait_ends() {
             Waker::from(Arc::clone(&inline)).wake();
             let mut waits = [(); 3].map(|()| Box::pin(in_flight(&store, "a").wait_async()));
             for wait in &mut waits {
-                // Twice, so that the second waker takes the first one's place; and one is given up.
+                // Twice, so that the second waker takes the first one's place.
                 for _ in 0..2 {
                     let waker = Waker::from(Arc::new(Looks(store.clone())));
                     assert!(wait.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
                 }
             }
-            let [first, second, third] = waits;
-            drop(second);
+            let [first, mut second, third] = waits;
+            assert!(second.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(Panics)))).is_pending());
+            let mut given_up = Box::pin(in_flight(&store, "a").wait_async());
+            let waker = Waker::from(Arc::new(Looks(store.clone())));
+            assert!(given_up.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            drop(given_up);
             run(&store, &clock, owner);
             assert!(inline.0.lock().unwrap().is_none(), "the inline executor's future has ended");
-            for wait in [first, third] {
+            for wait in [first, second, third] {
                 drop(pollster::block_on(wait));
             }
         });

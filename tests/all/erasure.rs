@@ -452,6 +452,60 @@ fn an_erasure_of_a_scope_cut_short_leaves_each_key_as_it_was_or_gone() {
     assert!(gone > 1_000 && kept > 1_000, "{gone} keys were gone, {kept} kept");
 }
 
+/// Found by an auditor: upkeep removed what masked the old answer, and the next restart brought that back.
+#[test]
+fn a_key_used_anew_during_an_erasure_that_was_cut_short_stays_as_its_new_owner_left_it() {
+    let (clock, builder) = manual();
+    let builder = builder.retention(Retention::Forever);
+    let open = |disk: &SimDisk| builder.clone().open_simulated(disk).unwrap();
+    let disk = SimDisk::new();
+    let store = open(&disk);
+    complete(&store, KEY, ANSWER);
+    complete(&store, "KEY-TO-BE-FORGOTTEN too", ANSWER);
+    store.close().unwrap();
+    // As it is between the moment when the erasure took the keys out of the table and its note: what it overwrites
+    // later is still there, and the note isn't.
+    let before: Vec<_> = disk.files().into_iter().map(|(name, _)| (disk.contents(&name).unwrap(), name)).collect();
+    let store = open(&disk);
+    store.erase(&request(KEY, 1)).unwrap();
+    store.erase(&request("KEY-TO-BE-FORGOTTEN too", 1)).unwrap();
+    let note = disk.files().into_iter().map(|(name, _)| name).find(|name| {
+        let bytes = disk.contents(name).unwrap();
+        bytes.len() > 4096 && bytes[4096] == 0x42
+    });
+    reserved(store.reserve(&request(KEY, 2)).unwrap()).release().unwrap();
+    let brief = Retention::For(Duration::from_secs(1));
+    let again = request("KEY-TO-BE-FORGOTTEN too", 2).retention(brief);
+    reserved(store.reserve(&again).unwrap()).complete(b"new").unwrap();
+    let mut disk = disk.after_process_death();
+    disk.take(&note.unwrap());
+    let blank = disk.files().into_iter().map(|(name, _)| name).max().unwrap();
+    for (bytes, name) in before {
+        if disk.contents(&name).is_some() && name != blank {
+            disk.put(&name, bytes);
+        }
+    }
+    assert!(disk_contains(&disk, ANSWER));
+    for round in 0..4 {
+        let store = open(&disk);
+        assert!(store.get(&request(KEY, 1)).unwrap().is_none(), "round {round}");
+        reserved(store.reserve(&request(KEY, 2)).unwrap()).release().unwrap();
+        match store.get(&again).unwrap() {
+            Some(record) => assert_eq!((record.bytes(), round), (&b"new"[..], 0)),
+            None => assert!(round > 0),
+        }
+        for key in 0..1_500 {
+            let name = format!("{round}/{key}");
+            reserved(store.reserve(&request(&name, 1).retention(brief)).unwrap()).complete([7; 100]).unwrap();
+        }
+        clock.advance(DAY);
+        while store.maintain(1_000).unwrap().has_more {}
+        assert!(!disk_contains(&disk, ANSWER), "round {round}");
+        store.close().unwrap();
+        disk = disk.after_process_death();
+    }
+}
+
 #[test]
 fn a_full_journal_can_be_emptied_by_erasing_a_scope() {
     let dir = tempfile::tempdir().unwrap();
