@@ -496,11 +496,14 @@ fn a_file_system_that_fills_up_is_an_error_and_not_a_signal() {
     });
     assert_eq!(unborn.count(), 0, "what could not be made was left behind");
     drop(store);
+    // To the last block.
+    fs::write(dir.path().join("other"), vec![1; 1 << 20]).unwrap_err();
     let store = builder.retention(Retention::For(HOUR)).open(&path).unwrap();
     assert_eq!(store.recovery().completed, completed);
     for key in 0..completed {
         assert_eq!(replay(store.reserve(&request(&key.to_string(), 1)).unwrap()).bytes(), [9; 400]);
     }
+    assert_eq!(store.erase(&request("0", 1)).unwrap().keys, 1);
     clock.advance(HOUR);
     while store.maintain(1 << 20).unwrap().has_more {}
     reserved(store.reserve(&request("afterwards", 1)).unwrap()).complete([9; 400]).unwrap();

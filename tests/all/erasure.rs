@@ -462,6 +462,8 @@ fn a_key_used_anew_during_an_erasure_that_was_cut_short_stays_as_its_new_owner_l
     let store = open(&disk);
     complete(&store, KEY, ANSWER);
     complete(&store, "KEY-TO-BE-FORGOTTEN too", ANSWER);
+    // Keeps the old answers' segment.
+    complete(&store, "neighbour", b"kept");
     store.close().unwrap();
     // As it is between the moment when the erasure took the keys out of the table and its note: what it overwrites
     // later is still there, and the note isn't.

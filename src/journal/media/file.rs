@@ -373,7 +373,12 @@ fn overwrites_in_place(dir: &Path, handle: &File) -> Result<bool> {
     for probe in probes {
         remove(handle, probe).map_err(fail)?;
     }
-    answer.map(|clones| !clones).map_err(fail)
+    match answer {
+        Ok(clones) => Ok(!clones),
+        // Not a block is left to find out with.
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(false),
+        Err(error) => Err(fail(error)),
+    }
 }
 
 /// Directories that this process has open, by device and inode.
