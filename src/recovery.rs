@@ -6,8 +6,8 @@
 //! | case | found | meaning | done |
 //! |---|---|---|---|
 //! | A | a name ending in `.new` | a file whose making was cut short; it never had a record | removed |
-//! | B | a segment of another length, or whose header isn't its own | corruption | refused |
-//! | C | a header of a newer version or with unknown features | not ours to read | refused, also in salvage |
+//! | B | a segment of another length, or with a damaged header | corruption | refused |
+//! | C | a whole header of another store or place, of a newer version or with unknown features | not ours to read or to write over | refused, also in salvage |
 //! | D | zeros up to the end, from no lower than the durable mark on | space not yet written | nothing |
 //! | E | a segment without any record, or whose header says that it is void | a spare, or all of it was lost | the newest is kept to become a spare of a higher number, others are removed |
 //! | F | a gap that lies in records which an erasure had begun to overwrite | the erasure was cut short | overwritten |
@@ -319,9 +319,17 @@ fn read_segments(
             Ok(header) if header == expected && !head_is_dirty(&bytes, binding) => {}
             Ok(header) if header.is_void && (header.store_id, header.len) == (store_id, segment_len) => is_void = true,
             Err(BadHeader::Newer { major, features }) => return Err(newer(storage, name, major, features)),
-            Ok(_) | Err(BadHeader::Damaged) => {
-                let reason = "the segment's header is damaged, or the file belongs to another store or place";
-                damages.push(damage(0, SEGMENT_HEAD, reason.to_owned()));
+            Ok(header) if header == expected => {
+                damages.push(damage(0, SEGMENT_HEAD, "the segment's head is damaged".to_owned()))
+            }
+            Ok(header) => {
+                let store = if header.store_id == store_id { "this" } else { "another" };
+                let message =
+                    format!("the file is segment {:016x} of {store} store; move it to where it belongs", header.number);
+                return Err(Error::corrupt(&path, 0, message));
+            }
+            Err(BadHeader::Damaged) => {
+                damages.push(damage(0, SEGMENT_HEAD, "the segment's header is damaged".to_owned()))
             }
         }
         let has_to_be_rebuilt = !damages.is_empty();
@@ -409,7 +417,9 @@ fn classify(
             reason: reason.to_owned(),
         };
         let is_behind_seal = scan.is_sealed && is_tail;
-        if (gap.start < scan.durable || scan.is_sealed) && !is_behind_seal {
+        // With its header gone nobody knows how far it was durable.
+        let was_durable = gap.start < scan.durable || scan.is_sealed || segment.has_to_be_rebuilt;
+        if was_durable && !is_behind_seal {
             let reason = match (scan.is_sealed, gap.header_is_whole) {
                 (_, true) => "the key or the payload of a record that was durable is damaged",
                 (true, false) => "a sealed segment holds bytes that are no record",

@@ -221,7 +221,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `Corrupt` with file and offset of the first damage found; I/O errors.
+    /// `Corrupt` with file and offset of the first damage found; I/O errors; `Poisoned` if a write failed before, since
+    /// what that left is for recovery to say.
     pub fn verify(&self) -> Result<u64> {
         self.engine().admit()?;
         self.engine().verify()
@@ -684,6 +685,7 @@ impl Engine {
     }
 
     fn verify(&self) -> Result<u64> {
+        self.journal.poison.check()?;
         // Nothing is removed, relocated or overwritten meanwhile.
         let _space = self.space.lock();
         let records = crate::recovery::verify(&self.journal)?;

@@ -178,12 +178,7 @@ fn check(damaged: &BTreeMap<String, Vec<u8>>, what: &str) -> Opened {
         }
     };
     let disk = disk(damaged);
-    let store = match open(&disk, RecoveryMode::Salvage) {
-        Ok(store) => store,
-        // Without the store's own file nothing says which store this is.
-        Err(error) if error.path().is_some_and(|path| path.ends_with("STORE")) => return opened,
-        Err(error) => panic!("{what}: salvage refuses: {error:?}"),
-    };
+    let store = open(&disk, RecoveryMode::Salvage).unwrap_or_else(|error| panic!("{what}: salvage refuses: {error:?}"));
     let lost = store.recovery().lost.clone();
     assert_eq!(opened == Opened::Refused, !lost.is_empty(), "{what}: {:?}", store.recovery());
     for number in 0..KEYS {
@@ -198,6 +193,17 @@ fn check(damaged: &BTreeMap<String, Vec<u8>>, what: &str) -> Opened {
     let again = open(&disk, RecoveryMode::Strict).unwrap_or_else(|error| panic!("{what}, salvaged: {error:?}"));
     assert!(again.recovery().lost.is_empty(), "{what}");
     opened
+}
+
+/// Both modes refuse, and change nothing.
+#[track_caller]
+fn check_refused(files_there: &BTreeMap<String, Vec<u8>>, what: &str) {
+    for mode in [RecoveryMode::Strict, RecoveryMode::Salvage] {
+        let disk = disk(files_there);
+        let error = open(&disk, mode).err().unwrap_or_else(|| panic!("{what}: {mode:?} opens"));
+        assert_eq!((error.kind(), error.offset()), (ErrorKind::Corrupt, Some(0)), "{what}: {error:?}");
+        assert!(files(&disk) == *files_there, "{what}: a refused store was changed");
+    }
 }
 
 fn damaged(name: &str, damage: impl FnOnce(&mut Vec<u8>)) -> BTreeMap<String, Vec<u8>> {
@@ -323,13 +329,13 @@ fn segments_in_the_wrong_place_are_refused() {
         for two in &names[at + 1..] {
             let mut files = closed().clone();
             files.insert(one.clone(), closed()[two].clone());
-            assert_eq!(check(&files, &format!("{two} in the place of {one}")), Opened::Refused);
+            check_refused(&files, &format!("{two} in the place of {one}"));
             files.insert(two.clone(), closed()[one].clone());
-            assert_eq!(check(&files, &format!("{one} and {two} swapped")), Opened::Refused);
+            check_refused(&files, &format!("{one} and {two} swapped"));
         }
         let mut files = closed().clone();
         files.insert("0000000000000777.seg".to_owned(), closed()[one].clone());
-        assert_eq!(check(&files, &format!("a copy of {one} under another number")), Opened::Refused);
+        check_refused(&files, &format!("a copy of {one} under another number"));
     }
 }
 
@@ -339,7 +345,7 @@ fn segments_of_another_store_are_refused() {
     for name in segments(closed()) {
         let mut files = closed().clone();
         files.insert(name.clone(), other[&name].clone());
-        assert_eq!(check(&files, &format!("{name} of another store")), Opened::Refused);
+        check_refused(&files, &format!("{name} of another store"));
         // Its records alone, behind the right header.
         let files = damaged(&name, |bytes| bytes[4096..].copy_from_slice(&other[&name][4096..]));
         assert_eq!(check(&files, &format!("the records of {name} of another store")), Opened::Refused);

@@ -240,13 +240,25 @@ fn case_b_segments_in_each_others_place_and_of_other_stores_are_refused() {
     let swapped = copy(&disk);
     swapped.put(one, disk.contents(two).unwrap());
     swapped.put(two, disk.contents(one).unwrap());
-    assert_refused(&copy(&swapped), RecoveryMode::Strict, ErrorKind::Corrupt, one, 0);
+    let refused = |disk: &SimDisk, file: &str| {
+        for mode in [RecoveryMode::Strict, RecoveryMode::Salvage] {
+            assert_refused(&copy(disk), mode, ErrorKind::Corrupt, file, 0);
+        }
+    };
+    refused(&swapped, one);
     let mixed = copy(&disk);
     mixed.put(one, closed().contents(one).unwrap());
-    assert_refused(&copy(&mixed), RecoveryMode::Strict, ErrorKind::Corrupt, one, 0);
+    refused(&mixed, one);
     let renamed = copy(&disk);
     renamed.put("00000000000000aa.seg", disk.contents(one).unwrap());
-    assert_refused(&copy(&renamed), RecoveryMode::Strict, ErrorKind::Corrupt, "00000000000000aa.seg", 0);
+    refused(&renamed, "00000000000000aa.seg");
+    let of_another = copy(&disk);
+    of_another.put("STORE", closed().contents("STORE").unwrap());
+    refused(&of_another, one);
+    // Whose store it is can't be told by the most segments either, without writing over the others.
+    of_another.take("STORE");
+    of_another.put("00000000000000aa.seg", mixed.contents(one).unwrap());
+    assert_eq!(open(&of_another, RecoveryMode::Salvage).unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
 #[test]
