@@ -306,13 +306,14 @@ impl Engine {
         {
             return Some(Arc::clone(oldest));
         }
-        let answers = self.sealed_segments(false);
-        let living = answers.iter().filter(|segment| segment.live_bytes() > 0);
-        if self.is_wasteful(&answers) {
-            let density = |segment: &&Arc<Segment>| segment.live_bytes() * 1000 / segment.published();
-            return living.min_by_key(density).cloned();
+        // To move survivors of others brings none of the dead away.
+        let mut living = self.sealed_segments(false);
+        living.retain(|segment| segment.live_bytes() > 0);
+        if self.is_wasteful(&living) {
+            let density = |segment: &Arc<Segment>| segment.live_bytes() * 1000 / segment.published();
+            return living.into_iter().min_by_key(density);
         }
-        let small: Vec<_> = living.filter(|segment| segment.published() < segment.len() / 8).collect();
+        let small: Vec<_> = living.iter().filter(|segment| segment.published() < segment.len() / 8).collect();
         let small_bytes: u64 = small.iter().map(|segment| segment.accounted_bytes()).sum();
         let are_too_many = small.len() > SMALL_SEGMENTS || small_bytes > self.journal.segment_len();
         let should_merge = are_too_many || (small.len() > 1 && !self.journal.has_room());
@@ -434,11 +435,21 @@ impl Workers {
         self.stop.store(true, Ordering::Release);
         self.engine.journal.spare_bell.ring();
         self.engine.journal.seal_bell.ring();
-        for thread in self.threads.lock().drain(..) {
+        // Not under the lock: one of them may come here too, by a waker that closes or drops the store.
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
             thread.thread().unpark();
-            // A thread of ours that panicked has said so on standard error.
-            thread.join().ok();
+            if thread.thread().id() != std::thread::current().id() {
+                // A thread of ours that panicked has said so on standard error.
+                thread.join().ok();
+            }
         }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -474,10 +485,12 @@ fn tend_seals(engine: &Engine, stop: &AtomicBool) {
 fn tend_table(engine: &Engine, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
         let mut done = Maintained::default();
-        let step = engine
-            .expire(16 * 1024, &mut done)
-            .and_then(|_| engine.journal.note_durable())
-            .and_then(|_| engine.reclaim(1024, &mut done));
+        let expired = engine.expire(16 * 1024, &mut done);
+        if stop.load(Ordering::Acquire) {
+            // By a waker that closed the store just now.
+            return;
+        }
+        let step = expired.and_then(|_| engine.journal.note_durable()).and_then(|()| engine.reclaim(1024, &mut done));
         match step {
             Ok(()) if done.has_more => {}
             Ok(()) => std::thread::park_timeout(TICK),

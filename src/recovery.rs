@@ -242,7 +242,10 @@ fn identify(storage: &dyn Storage, names: &[String], plan: &Plan<'_>, report: &m
             identity
         }
     };
-    let invalid = |message| Err(Error::new(ErrorKind::InvalidArgument, message).at(&storage.path(STORE_NAME), None));
+    let invalid = |message| {
+        let error = Error::new(ErrorKind::InvalidArgument, message);
+        Err(if identity.is_unwritten { error } else { error.at(&storage.path(STORE_NAME), None) })
+    };
     let len = identity.segment_len;
     if plan.segment_len_is_set && len != plan.segment_len {
         return invalid(format!("the store was made with segments of {len} bytes, not {}", plan.segment_len));

@@ -36,15 +36,28 @@ pub struct Reservation {
 
 /// A verdict that could not be written; the reservation is given back with it.
 ///
-/// `?` turns it into its [`Error`], which drops the reservation and so leaves the key interrupted.
-#[derive(Debug, thiserror::Error)]
-#[error("{error}")]
+/// `?` in a function that returns an [`Error`] turns it into that, which drops the reservation and so leaves the key
+/// interrupted. In one that returns another error, such as a `Box<dyn Error>`, the reservation lives as long as the error:
+/// write `.map_err(oncekey::Error::from)?` to drop it at once.
+#[derive(Debug)]
 pub struct Unwritten {
     /// Why.
-    #[source]
     pub error: Error,
     /// Still the owner of its key, unless the error is of kind `Fenced`, `Closed` or `Forked`.
     pub reservation: Reservation,
+}
+
+impl fmt::Display for Unwritten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.error, f)
+    }
+}
+
+impl std::error::Error for Unwritten {
+    /// What is behind the error, which is itself told by `Display`.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
 }
 
 impl From<Box<Unwritten>> for Error {
@@ -173,7 +186,7 @@ impl Reservation {
 
     /// Notes how far the operation got, for the owner that comes after a crash.
     ///
-    /// Durable like the reservation itself when it returns; the lease starts anew. Each point replaces the one before.
+    /// Durable like the reservation itself when it returns; the lease starts anew. Each point replaces the one before; an empty one takes it back.
     ///
     /// # Errors
     ///
@@ -183,7 +196,7 @@ impl Reservation {
         let (_, lsn) = self.write(Verdict::Point, point)?;
         self.lsn = lsn;
         self.points += 1;
-        self.last_point = Some(point.into());
+        self.last_point = (!point.is_empty()).then(|| point.into());
         Ok(())
     }
 

@@ -228,7 +228,7 @@ impl Store {
         self.engine().verify()
     }
 
-    /// Counts and sizes as of now.
+    /// Counts and sizes as of now; in a child after `fork` only those that no lock is needed for.
     pub fn stats(&self) -> Stats {
         self.engine().stats()
     }
@@ -252,12 +252,6 @@ impl Store {
         engine.admit()?;
         self.0.workers.stop();
         engine.close()
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.workers.stop();
     }
 }
 
@@ -673,15 +667,26 @@ impl Engine {
         let hash = self.hasher.hash(&request.key);
         let tag = tag_of(hash);
         let now_ms = self.clock.now_ms();
-        let mut shard = self.lock(hash);
-        let map = self.journal.segments();
-        let Probe::Found(at) = shard.find_key(&self.journal, &map, tag, &request.key)? else { return Ok(None) };
-        let Some(record) = self.settle(&mut shard, &map, at, tag, now_ms)? else { return Ok(None) };
-        let word = shard.table.slot(at).word();
-        if word.phase() != Phase::Completed {
-            return Ok(None);
+        loop {
+            let mut shard = self.lock(hash);
+            let map = self.journal.segments();
+            let at = match shard.find_key(&self.journal, &map, tag, &request.key)? {
+                Probe::Found(at) => at,
+                Probe::Absent => return Ok(None),
+                // It may be another key with the same tag.
+                Probe::Unsettled(word) => {
+                    drop(shard);
+                    self.journal.wait_published(word.lsn());
+                    continue;
+                }
+            };
+            let Some(record) = self.settle(&mut shard, &map, at, tag, now_ms)? else { return Ok(None) };
+            let word = shard.table.slot(at).word();
+            if word.phase() != Phase::Completed {
+                return Ok(None);
+            }
+            return Ok(Some(self.record_of(&map, word.lsn(), &record)?));
         }
-        Ok(Some(self.record_of(&map, word.lsn(), &record)?))
     }
 
     fn verify(&self) -> Result<u64> {
@@ -732,7 +737,9 @@ impl Engine {
     fn stats(&self) -> Stats {
         let mut counts = Counts::default();
         let mut keys = 0;
-        for shard in self.shards.iter() {
+        // In a child a shard may have been locked by a thread that isn't there.
+        let shards = self.fork.is_ours().then(|| self.shards.iter());
+        for shard in shards.into_iter().flatten() {
             counts.add(&shard.counts);
             keys += shard.table.len() as u64;
         }

@@ -291,7 +291,12 @@ fn the_newest_recovery_point_reaches_the_next_owner_and_the_one_after() {
     let mut third = interrupted(store.reserve(&request("a", 1)).unwrap());
     assert_eq!((third.last_recovery_point(), third.attempt()), (Some(&b"two"[..]), 3));
     third.recovery_point(b"three").unwrap();
-    third.release().unwrap();
+    third.recovery_point(b"").unwrap();
+    assert_eq!(third.last_recovery_point(), None, "an empty one takes it back");
+    drop(third);
+    let fourth = interrupted(store.reserve(&request("a", 1)).unwrap());
+    assert_eq!((fourth.last_recovery_point(), fourth.attempt()), (None, 4));
+    fourth.release().unwrap();
     let fresh = reserved(store.reserve(&request("a", 1)).unwrap());
     assert_eq!((fresh.last_recovery_point(), fresh.attempt()), (None, 1), "a release forgets the points");
 }

@@ -570,6 +570,41 @@ fn child_under_a_file_size_limit() {
     assert!(!store.stats().is_poisoned);
 }
 
+/// Found by an auditor: those of the store's threads that could be started went on, and kept the store locked.
+#[test]
+fn a_store_whose_threads_cannot_be_started_leaves_none_behind() {
+    let exe = std::env::current_exe().unwrap();
+    let mut refused = 0;
+    // In KiB, for threads with stacks of 600 MiB.
+    for limit in (500_000..5_000_000).step_by(300_000) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!("ulimit -v {limit}; exec \"$@\""), "sh"]).arg(&exe);
+        limited.args(["--exact", "bad_input::child_that_can_start_few_threads", "--nocapture", "--test-threads=1"]);
+        let output =
+            limited.env(CHILD_DIR, dir.path()).env("RUST_MIN_STACK", (600 << 20).to_string()).output().unwrap();
+        // With too little the child may not even get that far.
+        if output.status.success() && dir.path().join("refused").exists() {
+            refused += 1;
+        }
+        assert!(!dir.path().join("left behind").exists(), "{output:?}");
+    }
+    assert!(refused >= 3, "{refused}");
+}
+
+#[test]
+fn child_that_can_start_few_threads() {
+    let Some(dir) = std::env::var_os(CHILD_DIR).map(PathBuf::from) else { return };
+    let (_, builder) = manual();
+    if let Err(error) = builder.clone().background(true).open(dir.join("store")) {
+        assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+        fs::write(dir.join("refused"), error.to_string()).unwrap();
+        if let Err(error) = builder.open(dir.join("store")) {
+            fs::write(dir.join("left behind"), error.to_string()).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_file_in_place_of_the_directory_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
@@ -649,6 +684,7 @@ fn a_forked_child_is_refused_and_harms_nothing() {
         let store = store.clone();
         let owner = std::sync::Arc::new(std::sync::Mutex::new(owner.take()));
         let kept = std::sync::Arc::clone(&owner);
+        let (other, path) = (builder.clone(), dir.path().to_owned());
         let check = move || {
             let mut kinds = vec![
                 store.reserve(&request("a", 1)).unwrap_err().kind(),
@@ -666,7 +702,9 @@ fn a_forked_child_is_refused_and_harms_nothing() {
             kinds.push(refused.error.kind());
             kinds.push(pending.take().unwrap().wait(SECOND).unwrap_err().kind());
             let all_forked = kinds.iter().all(|kind| *kind == ErrorKind::Forked);
-            if all_forked { Ok(()) } else { Err(io::Error::from_raw_os_error(1)) }
+            // It is the parent who has it open, not this process.
+            let locked = other.clone().open(&path).unwrap_err().to_string();
+            if all_forked && locked.contains("another process") { Ok(()) } else { Err(io::Error::from_raw_os_error(1)) }
         };
         // SAFETY: no other thread of this process holds a lock that the closure takes: it uses this test's own store,
         // which has no threads, and an allocator that is usable after `fork`.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Barrier, Mutex, OnceLock};
 use std::task::{Context, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long anything that has to happen may take, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -375,6 +375,73 @@ fn wakers_may_use_the_store_however_the_wait_ends() {
                 drop(pollster::block_on(wait));
             }
         });
+    }
+}
+
+/// Found by an auditor: a key that was just being written hid those behind it that share its hash.
+#[test]
+fn a_completed_key_is_always_found_beside_one_of_its_hash_that_is_being_taken_over() {
+    let (_, builder) = manual();
+    let store = builder.segment_size(1 << 20).fixed_hash(7).in_memory().unwrap();
+    drop(reserved(store.reserve(&request("taken over", 1)).unwrap()));
+    for key in ["a", "b", "c"] {
+        reserved(store.reserve(&request(key, 1)).unwrap()).complete(b"x").unwrap();
+    }
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let mut owner = interrupted(store.reserve(&request("taken over", 1)).unwrap());
+                owner.recovery_point([7; 50_000]).unwrap();
+                drop(owner);
+                store.maintain(100).unwrap();
+            }
+        });
+        for turn in 0..20_000 {
+            let found = store.get(&request(["a", "b", "c"][turn % 3], 1)).unwrap().is_some();
+            if !found {
+                is_over.store(true, Ordering::Relaxed);
+            }
+            assert!(found, "in turn {turn}");
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Found by an auditor: the store's own thread waited for itself.
+#[test]
+fn the_last_handle_may_go_in_a_waker_that_the_stores_own_thread_calls() {
+    for closes in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (clock, builder) = manual();
+        let store = builder.clone().background(true).lease(MINUTE).open(dir.path()).unwrap();
+        let owner = reserved(store.reserve(&request("a", 1)).unwrap());
+        let pending = in_flight(&store, "a");
+        let (said, done) = channel();
+        let inline = Arc::new(Inline(Mutex::new(None)));
+        *inline.0.lock().unwrap() = Some(Box::pin(async move {
+            drop(pending.wait_async().await);
+            if closes {
+                store.close().unwrap();
+            } else {
+                drop(store);
+            }
+            said.send(()).unwrap();
+        }));
+        Waker::from(Arc::clone(&inline)).wake();
+        clock.advance(MINUTE);
+        assert_eq!(done.recv_timeout(PATIENCE), Ok(()));
+        drop((owner, inline));
+        // The thread that called the waker is just about to end.
+        let until = Instant::now() + PATIENCE;
+        let store = loop {
+            match builder.clone().open(dir.path()) {
+                Ok(store) => break store,
+                Err(error) => assert!(error.kind() == ErrorKind::Locked && Instant::now() < until, "{error}"),
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(store.recovery().interrupted, 1);
     }
 }
 

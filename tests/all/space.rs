@@ -528,6 +528,38 @@ fn a_process_killed_at_any_step_of_upkeep_loses_no_key_and_brings_none_back() {
     }
 }
 
+/// Found by an audit: the living were moved again and again, as if that brought segments away that have to stay.
+#[test]
+fn upkeep_comes_to_rest_while_records_of_erased_keys_are_held() {
+    let disk = SimDisk::new();
+    let (_, builder) = manual();
+    let store = builder.retention(Retention::Forever).open_simulated(&disk).unwrap();
+    let put = |name: String, scope| {
+        let owner = reserved(store.reserve(&request(&name, 1).scope(scope)).unwrap());
+        owner.complete([7; 1_000]).unwrap()
+    };
+    let mut held: Vec<_> = (0..600).map(|key| put(format!("{key}"), "gone")).collect();
+    (0..220).for_each(|key| drop(put(format!("{key}"), "stays")));
+    let mut at = 0;
+    held.retain(|_| {
+        at += 1;
+        at % 50 == 27
+    });
+    assert_eq!(store.erase_scope("gone").unwrap_err().kind(), oncekey::ErrorKind::Busy);
+    // All that is worth moving is moved by then.
+    for _ in 0..20 {
+        store.maintain(1_000).unwrap();
+    }
+    for _ in 0..20 {
+        let done = store.maintain(1_000).unwrap();
+        assert_eq!((done.relocated, done.has_more), (0, false));
+    }
+    drop(held);
+    maintain(&store);
+    assert!(disk.files().len() <= 12, "{} files", disk.files().len());
+    store.verify().unwrap();
+}
+
 /// Found by an audit: segments made after the directory got another name went to whatever had its name by then.
 #[test]
 fn a_store_stays_in_its_directory_whatever_that_is_called_meanwhile() {

@@ -381,18 +381,20 @@ fn overwrites_in_place(dir: &Path, handle: &File) -> Result<bool> {
     }
 }
 
-/// Directories that this process has open, by device and inode.
+/// Directories that this process has open.
 ///
 /// `flock` alone would do on a local file system; over NFS it is a byte-range lock, which a process doesn't hold
 /// against itself.
-static OPEN_HERE: Mutex<Option<HashSet<(u64, u64)>>> = Mutex::new(None);
+static OPEN_HERE: Mutex<Option<HashSet<OpenDir>>> = Mutex::new(None);
+
+/// Device, inode, and the process that opened it: a child finds its parent's in its copy of the set.
+type OpenDir = (u64, u64, u32);
 
 /// Keeps every other opener out. The lock file is never removed: a new one would be another lock.
 #[derive(Debug)]
 struct DirLock {
     file: File,
-    id: (u64, u64),
-    process: u32,
+    id: OpenDir,
 }
 
 impl DirLock {
@@ -402,7 +404,7 @@ impl DirLock {
         let held = |by: &str| Error::new(ErrorKind::Locked, format!("the store is open in {by}")).at(&path, None);
         let file = open_regular(handle, LOCK_NAME, OFlags::RDWR | OFlags::CREATE).map_err(fail)?;
         let found = file.metadata().map_err(fail)?;
-        let id = (found.dev(), found.ino());
+        let id = (found.dev(), found.ino(), std::process::id());
         let mut open_here = OPEN_HERE.lock();
         let open_here = open_here.get_or_insert_default();
         if open_here.contains(&id) {
@@ -415,14 +417,14 @@ impl DirLock {
         }
         file.set_permissions(Permissions::from_mode(0o600)).map_err(fail)?;
         open_here.insert(id);
-        Ok(DirLock { file, id, process: std::process::id() })
+        Ok(DirLock { file, id })
     }
 }
 
 impl Drop for DirLock {
     fn drop(&mut self) {
         // A child that inherited the lock must not undo its parent's.
-        if self.process != std::process::id() {
+        if self.id.2 != std::process::id() {
             return;
         }
         // Closing the file is not enough while a child that is about to start a program has a copy of it.
