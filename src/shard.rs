@@ -44,7 +44,8 @@ pub(crate) struct Shard {
 #[derive(Debug)]
 pub(crate) struct Locked<'s> {
     shard: MutexGuard<'s, Shard>,
-    wakers: Wakers,
+    /// Rarely any: boxed, so that an empty one costs nothing.
+    wakers: Option<Box<Wakers>>,
 }
 
 /// Wakers to call or to drop, which is done when this is dropped: with no lock held, since both run code of the user.
@@ -55,10 +56,6 @@ pub(crate) struct Wakers {
 }
 
 impl Wakers {
-    fn is_empty(&self) -> bool {
-        self.called.is_empty() && self.dropped.is_empty()
-    }
-
     fn append(&mut self, mut more: Wakers) {
         self.called.append(&mut more.called);
         self.dropped.append(&mut more.dropped);
@@ -80,12 +77,19 @@ impl Drop for Wakers {
 impl<'s> Locked<'s> {
     #[inline]
     pub(crate) fn new(shard: MutexGuard<'s, Shard>) -> Self {
-        Locked { shard, wakers: Wakers::default() }
+        Locked { shard, wakers: None }
     }
 
     /// Lets the lock go, and leaves the wakers to somebody who holds another.
     pub(crate) fn unlock_into(mut self, wakers: &mut Wakers) {
-        wakers.append(std::mem::take(&mut self.wakers));
+        if let Some(more) = self.wakers.take() {
+            wakers.append(*more);
+        }
+    }
+
+    #[cold]
+    fn wakers(&mut self) -> &mut Wakers {
+        self.wakers.get_or_insert_default()
     }
 
     /// Lets a waker be called when this reservation ends, in place of the one that the ticket stands for.
@@ -96,7 +100,9 @@ impl<'s> Locked<'s> {
             shard.tickets
         });
         let before = shard.parked.entry(fence).or_default().insert(ticket, waker);
-        self.wakers.dropped.extend(before);
+        if let Some(before) = before {
+            self.wakers().dropped.push(before);
+        }
         ticket
     }
 
@@ -107,7 +113,9 @@ impl<'s> Locked<'s> {
             if waiters.is_empty() {
                 self.shard.parked.remove(&fence);
             }
-            self.wakers.dropped.extend(waker);
+            if let Some(waker) = waker {
+                self.wakers().dropped.push(waker);
+            }
         }
     }
 
@@ -117,14 +125,14 @@ impl<'s> Locked<'s> {
         if !self.shard.parked.is_empty()
             && let Some(waiters) = self.shard.parked.remove(&fence)
         {
-            self.wakers.called.extend(waiters.into_values());
+            self.wakers().called.extend(waiters.into_values());
         }
     }
 
     /// Wakes everybody, at close.
     pub(crate) fn wake_all(&mut self) {
-        let waiters = self.shard.parked.drain().flat_map(|(_, waiters)| waiters.into_values());
-        self.wakers.called.extend(waiters);
+        let waiters: Vec<_> = self.shard.parked.drain().flat_map(|(_, waiters)| waiters.into_values()).collect();
+        self.wakers().called.extend(waiters);
     }
 }
 
@@ -147,8 +155,7 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     #[inline]
     fn drop(&mut self) {
-        if !self.wakers.is_empty() {
-            let wakers = std::mem::take(&mut self.wakers);
+        if let Some(wakers) = self.wakers.take() {
             MutexGuard::unlocked(&mut self.shard, || drop(wakers));
         }
     }
@@ -229,7 +236,10 @@ impl Shard {
             if last.is_none_or(|segment: &Segment| segment.number() != number) {
                 last = map.get(number).map(|segment| &**segment);
             }
-            let record = last.and_then(|segment| segment.record(word.lsn()));
+            let record = last.and_then(|segment| {
+                segment.prefetch(word.lsn());
+                segment.record(word.lsn())
+            });
             match record.ok_or_else(|| journal.vanished(word.lsn())) {
                 Ok(record) if key.matches(record.stored_key()) => Match::Same,
                 Ok(_) => Match::Other,

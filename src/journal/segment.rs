@@ -364,6 +364,13 @@ impl Segment {
         RecordRef::parse(self.region.bytes(at..self.region.len())?)
     }
 
+    /// Begins to fetch what stands behind the header of the record at an LSN, at the same time as that.
+    #[inline]
+    pub(crate) fn prefetch(&self, lsn: u64) {
+        let at = (lsn - self.base) as usize;
+        (1..4).for_each(|line| self.region.prefetch(at + line * 64));
+    }
+
     /// The published records in order, each with its LSN.
     pub(crate) fn records(&self) -> impl Iterator<Item = (u64, RecordRef<'_>)> {
         self.records_from(self.first_lsn())
