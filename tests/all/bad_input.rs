@@ -570,7 +570,7 @@ fn child_under_a_file_size_limit() {
     assert!(!store.stats().is_poisoned);
 }
 
-/// Found by an auditor: those of the store's threads that could be started went on, and kept the store locked.
+/// A defect once: those of the store's threads that could be started went on, and kept the store locked.
 #[test]
 fn a_store_whose_threads_cannot_be_started_leaves_none_behind() {
     let exe = std::env::current_exe().unwrap();

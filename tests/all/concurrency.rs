@@ -327,7 +327,7 @@ impl Wake for Inline {
     }
 }
 
-/// Found by an auditor: wakers were called under a lock of the store.
+/// A defect once: wakers were called under a lock of the store.
 #[test]
 fn wakers_may_use_the_store_however_the_wait_ends() {
     type End = fn(&Store, &ManualClock, Reservation);
@@ -378,7 +378,7 @@ fn wakers_may_use_the_store_however_the_wait_ends() {
     }
 }
 
-/// Found by an auditor: a key that was just being written hid those behind it that share its hash.
+/// A defect once: a key that was just being written hid those behind it that share its hash.
 #[test]
 fn a_completed_key_is_always_found_beside_one_of_its_hash_that_is_being_taken_over() {
     let (_, builder) = manual();
@@ -408,7 +408,7 @@ fn a_completed_key_is_always_found_beside_one_of_its_hash_that_is_being_taken_ov
     });
 }
 
-/// Found by an auditor: the store's own thread waited for itself.
+/// A defect once: the store's own thread waited for itself.
 #[test]
 fn the_last_handle_may_go_in_a_waker_that_the_stores_own_thread_calls() {
     for closes in [false, true] {

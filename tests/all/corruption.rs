@@ -280,7 +280,7 @@ fn a_hundred_and_twenty_zeros_anywhere_in_the_records_are_refused() {
     }
 }
 
-/// Found by the sweep over all positions: the gap counted as covered by the erasure's note, and was then left as it was.
+/// A defect once: the gap counted as covered by the erasure's note, and was then left as it was.
 #[test]
 fn zeros_in_the_place_of_an_erased_record_leave_no_hole() {
     let mut erased = 0;

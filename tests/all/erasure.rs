@@ -417,7 +417,7 @@ fn is_gone(store: &Store, name: &str, past: Past) -> bool {
     }
 }
 
-/// Found by an auditor: released keys came back as interrupted, since their releases were overwritten first.
+/// A defect once: released keys came back as interrupted, since their releases were overwritten first.
 #[test]
 fn an_erasure_of_a_scope_cut_short_leaves_each_key_as_it_was_or_gone() {
     let (clock, builder) = manual();
@@ -452,7 +452,7 @@ fn an_erasure_of_a_scope_cut_short_leaves_each_key_as_it_was_or_gone() {
     assert!(gone > 1_000 && kept > 1_000, "{gone} keys were gone, {kept} kept");
 }
 
-/// Found by an auditor: upkeep removed what masked the old answer, and the next restart brought that back.
+/// A defect once: upkeep removed what masked the old answer, and the next restart brought that back.
 #[test]
 fn a_key_used_anew_during_an_erasure_that_was_cut_short_stays_as_its_new_owner_left_it() {
     let (clock, builder) = manual();
@@ -531,7 +531,7 @@ fn a_full_journal_can_be_emptied_by_erasing_a_scope() {
     assert_eq!((store.recovery().completed, store.recovery().interrupted), (0, 0));
 }
 
-/// Found by an auditor: the key was gone until the next restart, and used anew meanwhile.
+/// A defect once: the key was gone until the next restart, and used anew meanwhile.
 #[test]
 fn an_erasure_without_room_for_its_note_changes_nothing() {
     let (_, builder) = manual();
@@ -553,7 +553,7 @@ fn an_erasure_without_room_for_its_note_changes_nothing() {
     assert!(!disk_contains(&disk, ANSWER));
 }
 
-/// Found by an auditor: the spare that is held back for upkeep was given up by the restart.
+/// A defect once: the spare that is held back for upkeep was given up by the restart.
 #[test]
 fn a_full_disk_can_be_emptied_after_a_restart() {
     let (clock, builder) = manual();
@@ -670,7 +670,7 @@ fn an_erasure_that_returned_survives_every_power_cut() {
     }
 }
 
-/// Found by an auditor: the next owner overwrote bytes that a record of the one before still showed.
+/// A defect once: the next owner overwrote bytes that a record of the one before still showed.
 #[test]
 fn a_held_record_keeps_the_next_opener_out_and_its_bytes_as_they_are() {
     let dir = tempfile::tempdir().unwrap();

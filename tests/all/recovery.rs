@@ -868,7 +868,7 @@ fn an_interrupted_key_is_told_so_with_its_recovery_point_after_a_crash() {
     assert_eq!((guard.attempt(), guard.last_recovery_point()), (2, Some(&b"charged, not yet shipped"[..])));
 }
 
-/// Found by an auditor: the next opening wrote into the pad that salvage had made over an erased record.
+/// A defect once: the next opening wrote into the pad that salvage had made over an erased record.
 #[test]
 fn an_erasure_inside_what_salvage_padded_is_not_done_again() {
     let disk = SimDisk::new();

@@ -389,7 +389,7 @@ fn restarts_do_not_use_max_bytes_up() {
     assert_eq!(builder.open(dir.path()).unwrap().recovery().completed, 100);
 }
 
-/// Found by an audit: a segment that was sealed when `sync` was called counted as promised to nobody.
+/// A defect once: a segment that was sealed when `sync` was called counted as promised to nobody.
 #[test]
 fn what_sync_promised_of_a_sealed_segment_is_not_removed_before_what_took_its_place_is_durable() {
     let disk = SimDisk::new();
@@ -413,7 +413,7 @@ fn what_sync_promised_of_a_sealed_segment_is_not_removed_before_what_took_its_pl
     assert!(!matches!(outcome, Outcome::Reserved(_)), "{outcome:?}");
 }
 
-/// Found by an audit: a segment that died while it was being emptied went before the copies made so far were durable.
+/// A defect once: a segment that died while it was being emptied went before the copies made so far were durable.
 #[test]
 fn a_segment_that_dies_while_it_is_emptied_does_not_go_before_the_copies_are_durable() {
     let disk = SimDisk::new();
@@ -528,7 +528,7 @@ fn a_process_killed_at_any_step_of_upkeep_loses_no_key_and_brings_none_back() {
     }
 }
 
-/// Found by an audit: the living were moved again and again, as if that brought segments away that have to stay.
+/// A defect once: the living were moved again and again, as if that brought segments away that have to stay.
 #[test]
 fn upkeep_comes_to_rest_while_records_of_erased_keys_are_held() {
     let disk = SimDisk::new();
@@ -560,7 +560,7 @@ fn upkeep_comes_to_rest_while_records_of_erased_keys_are_held() {
     store.verify().unwrap();
 }
 
-/// Found by an audit: segments made after the directory got another name went to whatever had its name by then.
+/// A defect once: segments made after the directory got another name went to whatever had its name by then.
 #[test]
 fn a_store_stays_in_its_directory_whatever_that_is_called_meanwhile() {
     let parent = tempfile::tempdir().unwrap();
