@@ -99,11 +99,8 @@ impl GroupCommit {
             }
             self.ended[rounds.round % 2].notify_all();
             rounds.round += 1;
-            if answer.is_ok() {
-                self.ended[rounds.round % 2].notify_one();
-            } else {
-                self.ended[rounds.round % 2].notify_all();
-            }
+            // After a failure this caller is about to find the poison, and wakes the others.
+            self.ended[rounds.round % 2].notify_one();
         }
         Ok(led)
     }
