@@ -23,7 +23,6 @@ use crate::key::{Key, Request};
 use crate::shard::Wakers;
 use crate::state::{self, Event, Phase, Transition};
 use crate::store::{Engine, Erasure};
-use crate::table::{Probe, tag_of};
 use parking_lot::MutexGuard;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -131,33 +130,19 @@ impl Engine {
 
     /// Takes a key's slot out if it is older than the erasure; whether there was one.
     fn vacate(&self, key: &Key<'_>, horizon: u64, wakers: &mut Wakers) -> Result<bool> {
-        let hash = self.hasher.hash(key);
-        let tag = tag_of(hash);
-        loop {
-            let mut shard = self.lock(hash);
-            let map = self.journal.segments();
-            let at = match shard.find_key(&self.journal, &map, tag, key)? {
-                Probe::Found(at) => at,
-                Probe::Absent => return Ok(false),
-                Probe::Unsettled(word) => {
-                    drop(shard);
-                    self.journal.wait_published(word.lsn());
-                    continue;
-                }
-            };
-            let fence = self.journal.record(&map, shard.table.slot(at).word().lsn())?.fence();
-            if fence >= horizon {
-                return Ok(false);
-            }
-            let state = shard.state(shard.table.slot(at), fence, u64::MAX);
-            if state::step(state, Event::Erase) == Transition::To(Phase::Vacant) {
-                shard.counts.erased += 1;
-                self.remove_slot(&mut shard, at);
-                shard.wake(fence);
-                shard.unlock_into(wakers);
-            }
-            return Ok(true);
+        let Some((mut shard, map, at)) = self.find(self.hasher.hash(key), key)? else { return Ok(false) };
+        let fence = self.journal.record(&map, shard.table.slot(at).word().lsn())?.fence();
+        if fence >= horizon {
+            return Ok(false);
         }
+        let state = shard.state(shard.table.slot(at), fence, u64::MAX);
+        if state::step(state, Event::Erase) == Transition::To(Phase::Vacant) {
+            shard.counts.erased += 1;
+            self.remove_slot(&mut shard, at);
+            shard.wake(fence);
+            shard.unlock_into(wakers);
+        }
+        Ok(true)
     }
 
     /// Does what was left undone; removals and further erasures come after it.

@@ -156,10 +156,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     }
     // From here on everything that was found is accepted, and writing may begin.
     if is_unwritten {
-        storage.write_small(
-            STORE_NAME,
-            &SegmentHeader { store_id, number: 0, len: segment_len, is_void: false }.encode(),
-        )?;
+        storage.write_small(STORE_NAME, &SegmentHeader::new(store_id, 0, segment_len).encode())?;
     }
     for name in names.iter().filter(|name| is_unborn(name)) {
         storage.remove(name)?;
@@ -316,7 +313,7 @@ fn read_segments(
         }
         read_whole(&*blob, segment_len, &mut bytes).map_err(|source| Error::io("read a segment", &path, source))?;
         let binding = Binding::new(&store_id, number);
-        let expected = SegmentHeader { store_id, number, len: segment_len, is_void: false };
+        let expected = SegmentHeader::new(store_id, number, segment_len);
         let mut is_void = false;
         match SegmentHeader::decode(&bytes) {
             Ok(header) if header == expected && !head_is_dirty(&bytes, binding) => {}
@@ -570,7 +567,7 @@ fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: Found) -> Result<
     read_whole(&*segment.blob, len, &mut bytes)
         .map_err(|source| Error::io("read a segment", &storage.path(&name), source))?;
     bytes[..SEGMENT_HEAD as usize].fill(0);
-    let header = SegmentHeader { store_id, number: segment.number, len, is_void: false }.encode();
+    let header = SegmentHeader::new(store_id, segment.number, len).encode();
     bytes[..header.len()].copy_from_slice(&header);
     storage.write_small(&name, &bytes)?;
     Ok(Found { blob: storage.open(&name)?, ..segment })

@@ -186,7 +186,8 @@ impl Reservation {
 
     /// Notes how far the operation got, for the owner that comes after a crash.
     ///
-    /// Durable like the reservation itself when it returns; the lease starts anew. Each point replaces the one before; an empty one takes it back.
+    /// Durable like the reservation itself when it returns; the lease starts anew. Each point replaces the one before; an
+    /// empty one takes it back.
     ///
     /// # Errors
     ///

@@ -26,6 +26,7 @@ use crate::shard::{Counts, Locked, Shard};
 use crate::state::{self, Event, Phase, Transition};
 use crate::stats::Stats;
 use crate::table::{Probe, Shards, Slot, Word, tag_of};
+use arc_swap::Guard;
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use std::fmt;
@@ -353,6 +354,9 @@ enum Obstacle {
     Unsettled(u64),
 }
 
+/// A locked shard, the segments as they were then, and where in the table a slot is.
+pub(crate) type Place<'e> = (Locked<'e>, Guard<Arc<SegmentMap>>, usize);
+
 /// What a look at the table led to.
 enum Decision<'e> {
     Answer(Outcome),
@@ -371,6 +375,23 @@ impl Engine {
     #[inline]
     pub(crate) fn lock(&self, hash: u64) -> Locked<'_> {
         Locked::new(self.shards.of(hash))
+    }
+
+    /// The shard of a key with the place of the key's slot, whose record can be read; `None` if there is no slot.
+    pub(crate) fn find(&self, hash: u64, key: &Key<'_>) -> Result<Option<Place<'_>>> {
+        loop {
+            let shard = self.lock(hash);
+            let map = self.journal.segments();
+            match shard.find_key(&self.journal, &map, tag_of(hash), key)? {
+                Probe::Found(at) => return Ok(Some((shard, map, at))),
+                Probe::Absent => return Ok(None),
+                // It may be another key with the same tag.
+                Probe::Unsettled(word) => {
+                    drop(shard);
+                    self.journal.wait_published(word.lsn());
+                }
+            }
+        }
     }
 
     /// Whether the store may be used at all.
@@ -667,26 +688,13 @@ impl Engine {
         let hash = self.hasher.hash(&request.key);
         let tag = tag_of(hash);
         let now_ms = self.clock.now_ms();
-        loop {
-            let mut shard = self.lock(hash);
-            let map = self.journal.segments();
-            let at = match shard.find_key(&self.journal, &map, tag, &request.key)? {
-                Probe::Found(at) => at,
-                Probe::Absent => return Ok(None),
-                // It may be another key with the same tag.
-                Probe::Unsettled(word) => {
-                    drop(shard);
-                    self.journal.wait_published(word.lsn());
-                    continue;
-                }
-            };
-            let Some(record) = self.settle(&mut shard, &map, at, tag, now_ms)? else { return Ok(None) };
-            let word = shard.table.slot(at).word();
-            if word.phase() != Phase::Completed {
-                return Ok(None);
-            }
-            return Ok(Some(self.record_of(&map, word.lsn(), &record)?));
+        let Some((mut shard, map, at)) = self.find(hash, &request.key)? else { return Ok(None) };
+        let Some(record) = self.settle(&mut shard, &map, at, tag, now_ms)? else { return Ok(None) };
+        let word = shard.table.slot(at).word();
+        if word.phase() != Phase::Completed {
+            return Ok(None);
         }
+        Ok(Some(self.record_of(&map, word.lsn(), &record)?))
     }
 
     fn verify(&self) -> Result<u64> {

@@ -397,6 +397,10 @@ pub(crate) enum BadHeader {
 }
 
 impl SegmentHeader {
+    pub(crate) fn new(store_id: [u8; 16], number: u64, len: u64) -> Self {
+        SegmentHeader { store_id, number, len, is_void: false }
+    }
+
     pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER] {
         let mut bytes = [0; SEGMENT_HEADER];
         bytes[..8].copy_from_slice(&MAGIC);
@@ -521,7 +525,7 @@ mod tests {
 
     #[test]
     fn a_header_of_a_newer_version_says_so() {
-        let header = SegmentHeader { store_id: STORE, number: 3, len: 65536, is_void: false };
+        let header = SegmentHeader::new(STORE, 3, 65536);
         let reseal = |mut bytes: [u8; 64]| {
             let crc = crc32c::crc32c(&bytes[..60]);
             bytes[60..].copy_from_slice(&crc.to_le_bytes());

@@ -435,7 +435,7 @@ impl Journal {
             let message = format!("the store's segment numbers are used up at {number}; move its keys to another one");
             return Err(Error::new(ErrorKind::Full, message));
         }
-        Ok(SegmentHeader { store_id, number, len, is_void: false })
+        Ok(SegmentHeader::new(store_id, number, len))
     }
 
     fn add_spare(&self, number: u64, blob: Arc<dyn media::Blob>) -> Result<()> {

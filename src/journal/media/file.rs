@@ -85,9 +85,7 @@ impl FileMedia {
             Err(errno) => return Err(errno.into()),
         };
         if self.zero_fill || !allocated {
-            for at in (PAGE as u64..len).step_by(PAGE) {
-                file.write_all_at(&[0; PAGE], at)?;
-            }
+            write_zero_pages(file, PAGE as u64, len)?;
         }
         Ok(())
     }
@@ -305,10 +303,14 @@ fn zero(file: &File, from: u64, to: u64) -> io::Result<()> {
         Err(Errno::OPNOTSUPP) => {
             let whole = from.next_multiple_of(PAGE as u64);
             file.write_all_at(&vec![0; (whole - from) as usize], from)?;
-            (whole..to).step_by(PAGE).try_for_each(|at| file.write_all_at(&[0; PAGE], at))
+            write_zero_pages(file, whole, to)
         }
         Err(errno) => Err(errno.into()),
     }
+}
+
+fn write_zero_pages(file: &File, from: u64, to: u64) -> io::Result<()> {
+    (from..to).step_by(PAGE).try_for_each(|at| file.write_all_at(&[0; PAGE], at))
 }
 
 /// Takes a name away, if it is there.
