@@ -122,6 +122,8 @@ pub(crate) struct Plan<'p> {
     pub(crate) persistent: bool,
     pub(crate) shards: usize,
     pub(crate) hasher: &'p KeyHasher,
+    /// The id of a new store; drawn at random if there is none.
+    pub(crate) new_store_id: Option<[u8; 16]>,
     pub(crate) now_ms: u64,
     pub(crate) clock_jump_limit: Option<Duration>,
 }
@@ -256,9 +258,11 @@ fn identify(storage: &dyn Storage, names: &[String], plan: &Plan<'_>, report: &m
 }
 
 fn new_identity(plan: &Plan<'_>, path: &Path) -> Result<Identity> {
-    let mut store_id = [0; 16];
-    getrandom::fill(&mut store_id)
-        .map_err(|error| Error::io("draw a store id for", path, std::io::Error::other(error)))?;
+    let mut store_id = plan.new_store_id.unwrap_or_default();
+    if plan.new_store_id.is_none() {
+        getrandom::fill(&mut store_id)
+            .map_err(|error| Error::io("draw a store id for", path, std::io::Error::other(error)))?;
+    }
     Ok(Identity { store_id, segment_len: plan.segment_len, is_unwritten: true })
 }
 

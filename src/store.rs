@@ -325,6 +325,12 @@ impl KeyHasher {
         }
     }
 
+    /// The same keys each time.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn seeded(seed: u64) -> Self {
+        KeyHasher { keys: ahash::RandomState::with_seeds(seed, 1, 2, 3), fixed: None }
+    }
+
     #[inline]
     pub(crate) fn hash(&self, key: &Key<'_>) -> u64 {
         #[cfg(any(test, feature = "testing"))]

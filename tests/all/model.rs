@@ -2,6 +2,7 @@
 //!
 //! `ONCEKEY_CASES` sets how many runs there are.
 
+#[path = "../sim/world.rs"]
 mod world;
 
 use oncekey::testing::DiskOp;
