@@ -12,10 +12,10 @@
 //!   when waiters of r + 2 come to it.
 
 use crate::error::Error;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The first failure of a journal, after which it promises nothing more.
 #[derive(Debug, Default)]
