@@ -5,7 +5,7 @@
 //! which both report.
 
 #[cfg(not(oncekey_shuttle))]
-pub(crate) use std::thread;
+pub(crate) use std::thread::{self, sleep};
 #[cfg(not(any(oncekey_loom, oncekey_shuttle)))]
 pub(crate) use {
     crossbeam_utils::Backoff,
@@ -18,7 +18,10 @@ pub(crate) use checked::{Backoff, Condvar, Mutex, MutexGuard};
 #[cfg(oncekey_loom)]
 pub(crate) use loom::sync::atomic;
 #[cfg(oncekey_shuttle)]
-pub(crate) use shuttle::{sync::atomic, thread};
+pub(crate) use {
+    checked::sleep,
+    shuttle::{sync::atomic, thread},
+};
 
 #[cfg(any(oncekey_loom, oncekey_shuttle))]
 mod checked {
@@ -111,6 +114,12 @@ mod checked {
         pub(crate) fn notify_all(&self) {
             self.0.notify_all();
         }
+    }
+
+    /// Shuttle's own gives no way to others, and what is slept for is their doing.
+    #[cfg(oncekey_shuttle)]
+    pub(crate) fn sleep(_time: Duration) {
+        checker::thread::yield_now();
     }
 
     impl Backoff {
