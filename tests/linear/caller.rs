@@ -89,13 +89,6 @@ impl<'w> Caller<'w> {
         self.steps
     }
 
-    /// Does a little upkeep.
-    pub fn look_after(mut self) -> Self {
-        self.keep_up();
-        self.take(Op::Maintain);
-        self
-    }
-
     /// Goes over to the next life of the store if there is one.
     fn keep_up(&mut self) {
         if self.world.life() != self.ground.life {

@@ -13,6 +13,7 @@ mod report;
 mod script;
 mod spec;
 mod threads;
+mod trace;
 mod world;
 
 use caller::{Caller, Op};
@@ -21,15 +22,14 @@ use fastrand::Rng;
 use indicatif::{ProgressBar, ProgressStyle};
 use oncekey::Durability;
 use oncekey::testing::SimDisk;
-use script::{Restarts, Taste};
-use spec::{NEVER, Step, Told};
+use script::{Restarts, Script, Taste};
 use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use threads::Lock;
-use world::{Death, Place, World};
+use trace::{Shown, Trace};
+use world::{Place, World};
 
 /// Histories in one world.
 const WORLD: usize = 250;
@@ -60,11 +60,14 @@ struct Tally {
     patterns: HashSet<u64>,
 }
 
-/// What one history left: the steps of all its callers, each with its key, and the life of the store that it began in.
-#[derive(Default)]
-struct Trace {
-    life: u32,
-    steps: Vec<(u8, Step)>,
+impl Tally {
+    fn add(&mut self, shown: Shown) {
+        self.histories += 1;
+        self.overlapping += usize::from(shown.is_overlapping);
+        self.restarted += usize::from(shown.has_restart);
+        self.steps += shown.steps;
+        self.patterns.insert(shown.pattern);
+    }
 }
 
 fn main() -> ExitCode {
@@ -81,10 +84,14 @@ fn main() -> ExitCode {
         let scripts: Vec<_> = (0..count).map(|_| script::write(&mut rng, taste)).collect();
         let traces = record(&world, &scripts, taste.callers, rng.u64(..));
         let deaths = world.deaths();
-        let is_fine = |(trace, script): (&Trace, &Vec<Vec<Op>>)| check(trace, &deaths, script, &mut tally);
-        if !traces.iter().zip(&scripts).all(is_fine) {
-            println!("seed {seed}, world {number} ({:?})", taste);
-            return ExitCode::FAILURE;
+        for (trace, script) in traces.iter().zip(&scripts) {
+            match trace.check(&deaths, script) {
+                Ok(shown) => tally.add(shown),
+                Err(drawing) => {
+                    println!("{drawing}\nseed {seed}, world {number}, {taste:?}");
+                    return ExitCode::FAILURE;
+                }
+            }
         }
         bar.inc(count as u64);
     }
@@ -103,24 +110,24 @@ fn main() -> ExitCode {
 fn make(number: usize, callers: usize) -> (World, Taste) {
     let calm = Taste { callers, steps: 6, restarts: None, maintains: false };
     let fair = |builder: oncekey::Builder| builder;
-    match number % 8 {
+    match number % 16 {
         1 => {
             let dir = tempfile::tempdir().expect("a directory for a store");
             let taste = Taste { restarts: Some(Restarts::Close), ..calm };
             (World::new(Place::Dir(dir), Durability::Buffered, fair), taste)
         }
-        3 => {
+        9 => {
             let place = Place::Disk(Lock::new(SimDisk::new()));
             (World::new(place, Durability::Synced, fair), Taste { restarts: Some(Restarts::CloseOrDie), ..calm })
         }
         // All keys of one hash: they share a run of slots, and their lookups wait for each other's records.
-        5 => (World::new(Place::Memory, Durability::Buffered, |builder| builder.fixed_hash(7)), calm),
+        5 | 13 => (World::new(Place::Memory, Durability::Buffered, |builder| builder.fixed_hash(7)), calm),
         _ => (World::new(Place::Memory, Durability::Buffered, fair), calm),
     }
 }
 
 /// Plays the scripts one after the other, all callers of each at the same time.
-fn record(world: &World, scripts: &[Vec<Vec<Op>>], callers: usize, seed: u64) -> Vec<Trace> {
+fn record(world: &World, scripts: &[Script], callers: usize, seed: u64) -> Vec<Trace> {
     let traces: Vec<Lock<Trace>> = scripts.iter().map(|_| Lock::new(Trace::default())).collect();
     // Counts arrivals: caller c may begin history h once all are there, so h * callers of them before.
     let arrivals = AtomicUsize::new(0);
@@ -170,60 +177,8 @@ fn meet(arrivals: &AtomicUsize, all: usize) {
 /// Does upkeep all the time, in each life of the store.
 fn upkeep(world: &World, is_over: &AtomicBool, seed: u64) {
     threads::seed(!seed);
-    let mut caller = Caller::new(world, 0, 0);
     while !is_over.load(Ordering::SeqCst) {
-        caller = caller.look_after();
+        Caller::new(world, 0, 0).play(&[Op::Maintain]);
         thread::yield_now();
-    }
-}
-
-/// Whether a history could have been; prints it if not.
-fn check(trace: &Trace, deaths: &[Death], script: &[Vec<Op>], tally: &mut Tally) -> bool {
-    tally.histories += 1;
-    tally.steps += trace.steps.len();
-    let mut is_overlapping = false;
-    let mut pattern = DefaultHasher::new();
-    for key in 0..2 {
-        let steps = trace.steps_of(key, deaths);
-        is_overlapping |= do_overlap(&steps);
-        steps.iter().for_each(|step| (step.caller, std::mem::discriminant(&step.told)).hash(&mut pattern));
-        if !spec::is_linearizable(&steps) {
-            println!("not linearizable:\n{}", report::draw(&spec::shrink(&steps)));
-            println!("all of it:\n{}script: {script:?}", report::draw(&steps));
-            return false;
-        }
-    }
-    tally.overlapping += usize::from(is_overlapping);
-    tally.restarted += usize::from(trace.steps.iter().any(|(_, step)| step.told == Told::Restarted));
-    tally.patterns.insert(pattern.finish());
-    true
-}
-
-/// Whether two callers were at the key at the same time.
-fn do_overlap(steps: &[Step]) -> bool {
-    let others = |at: usize| steps[..at].iter().filter(move |step| step.caller != steps[at].caller);
-    (0..steps.len()).any(|at| others(at).any(|step| step.returned > steps[at].called))
-}
-
-impl Trace {
-    /// The steps of one key in the order in which they were called, as those know who outlived the store's deaths.
-    fn steps_of(&self, key: u8, deaths: &[Death]) -> Vec<Step> {
-        let mut steps: Vec<Step> = Vec::new();
-        for (_, step) in self.steps.iter().filter(|(of, _)| *of == key) {
-            let mut step = step.clone();
-            let death = deaths.iter().find(|death| death.life == step.life);
-            if let Some(death) = death.filter(|death| step.told != Told::Restarted && step.returned > death.called) {
-                // The dead heard no answer, and did nothing after.
-                if step.called > death.returned || step.told.is_read() {
-                    continue;
-                }
-                step.is_certain = false;
-                step.returned = NEVER;
-            }
-            step.life -= self.life;
-            steps.push(step);
-        }
-        steps.sort_by_key(|step| step.called);
-        steps
     }
 }

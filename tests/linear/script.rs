@@ -20,13 +20,16 @@ pub enum Restarts {
     CloseOrDie,
 }
 
-/// A script for each caller; one of them restarts the store at most once.
-pub fn write(rng: &mut Rng, taste: Taste) -> Vec<Vec<Op>> {
+/// What each caller is to do.
+pub type Script = Vec<Vec<Op>>;
+
+/// Writes a script; one of the callers restarts the store at most once.
+pub fn write(rng: &mut Rng, taste: Taste) -> Script {
     let callers = rng.usize(2..=taste.callers);
     // One key for most histories: there they meet.
     let keys = if rng.u8(..5) == 0 { 2 } else { 1 };
     let steps = taste.steps.min(14 / callers);
-    let mut scripts: Vec<Vec<Op>> = (0..callers)
+    let mut scripts: Script = (0..callers)
         .map(|_| {
             let reserve = op_reserve(rng, keys);
             let rest = rng.usize(1..steps);

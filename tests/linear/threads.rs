@@ -49,7 +49,7 @@ pub fn seed(seed: u64) {
 
 /// Lets others come first, now and then.
 pub fn dawdle() {
-    let (whim, spins) = WHIM.with_borrow_mut(|whim| (whim.u8(..16), whim.u32(..400)));
+    let (whim, spins) = WHIM.with_borrow_mut(|whim| (whim.u8(..16), whim.u32(..1500)));
     match whim {
         0 => thread::yield_now(),
         1..6 => (0..spins).for_each(|_| std::hint::spin_loop()),

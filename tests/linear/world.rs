@@ -19,6 +19,7 @@ pub struct World {
 #[derive(Debug)]
 pub enum Place {
     Memory,
+    #[cfg_attr(oncekey_shuttle, expect(dead_code, reason = "real files are for real threads"))]
     Dir(tempfile::TempDir),
     /// Here a store can die, too.
     Disk(Lock<SimDisk>),
