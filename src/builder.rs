@@ -8,12 +8,12 @@ use crate::journal::mmap::ForkMark;
 use crate::key::{Durability, KEY_PREFIX, Retention};
 use crate::recovery::{Plan, Recovery, RecoveryMode, recover};
 use crate::store::{Engine, KeyHasher, Store, StoreClock, check_retention, lease_ms};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64};
 use dashmap::DashMap;
-use parking_lot::Mutex;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 const KIB: usize = 1024;
@@ -22,7 +22,8 @@ const SHORTEST_SEGMENT: u64 = 64 * KIB as u64;
 const LONGEST_SEGMENT: u64 = 256 * MIB;
 /// Segment head, seal and a record's header, rounded up.
 const SEGMENT_OVERHEAD: u64 = 8 * KIB as u64;
-const SHARDS: usize = 256;
+// Few under a checker, to which each lock is a step.
+const SHARDS: usize = if cfg!(oncekey_shuttle) { 4 } else { 256 };
 
 /// Settings to open a [`Store`] with.
 ///

@@ -23,7 +23,7 @@ use crate::key::{Key, Request};
 use crate::shard::Wakers;
 use crate::state::{self, Event, Phase, Transition};
 use crate::store::{Engine, Erasure};
-use parking_lot::MutexGuard;
+use crate::sync::{self, MutexGuard};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -118,7 +118,7 @@ impl Engine {
                 ));
             }
             // Readers end without telling anybody.
-            MutexGuard::unlocked(&mut space, || std::thread::sleep(pause));
+            MutexGuard::unlocked(&mut space, || sync::sleep(pause));
             pause = (2 * pause).min(LONGEST_PAUSE);
             self.overwrite_unfinished(&mut space)?;
         }
