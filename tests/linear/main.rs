@@ -27,12 +27,16 @@ use std::collections::HashSet;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 use threads::Lock;
 use trace::{Shown, Trace};
 use world::{Place, World};
 
 /// Histories in one world.
 const WORLD: usize = 250;
+
+/// How long a history may take, on a busy machine, before a call in it is said never to return; a wait gives up before.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Parser)]
 struct Args {
@@ -167,10 +171,16 @@ fn record(world: &World, scripts: &[Script], callers: usize, seed: u64) -> Vec<T
 /// Waits, busily, until so many have arrived.
 fn meet(arrivals: &AtomicUsize, all: usize) {
     arrivals.fetch_add(1, Ordering::SeqCst);
-    let mut spins = 0;
-    while arrivals.load(Ordering::SeqCst) < all {
-        spins += 1;
-        if spins % 64 == 0 { thread::yield_now() } else { std::hint::spin_loop() }
+    let begun = Instant::now();
+    for spins in 1_u64.. {
+        if arrivals.load(Ordering::SeqCst) >= all {
+            return;
+        }
+        match spins % 64 {
+            0 if begun.elapsed() > PATIENCE => threads::give_up("a call does not return"),
+            0 => thread::yield_now(),
+            _ => std::hint::spin_loop(),
+        }
     }
 }
 
