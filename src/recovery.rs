@@ -15,7 +15,7 @@
 //! | H | any other gap | written but never synced, or claimed and not written when the process died | padded, or cut at the end |
 //! | I | a segment without a seal | was in use | what is above its mark written once more; synced, sealed |
 //! | J | bytes behind a seal | what case H cut, and a failed sync left there | cut again |
-//! | K | a segment with its seal and no gap | ended well | nothing |
+//! | K | a segment with its seal and no gap | ended well | nothing; if the head does not repeat the seal, that is done |
 //!
 //! In salvage, B and G are reported and padded over instead: the report lists every byte range given up.
 //!
@@ -535,11 +535,15 @@ fn mend(
         // All that is accepted has to be durable before a seal says so.
         blob.sync().map_err(fail)?;
     }
+    let mark = |offset| encode_mark(binding, offset, Kind::Seal, base + end);
     if !scan.is_sealed {
-        let mark = |offset| encode_mark(binding, offset, Kind::Seal, base + end);
         blob.overwrite(end, &mark(end)).map_err(fail)?;
+    }
+    if !scan.is_sealed || !scan.head_is_sealed {
         blob.overwrite(HEAD_MARK, &mark(HEAD_MARK)).map_err(fail)?;
         blob.sync().map_err(fail)?;
+    }
+    if !scan.is_sealed {
         blob.punch(end + HEADER as u64, blob.len()).map_err(fail)?;
     }
     let sealed = Segment::sealed(number, base, binding, Arc::clone(storage), blob, end)
