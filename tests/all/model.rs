@@ -125,8 +125,8 @@ fn an_erased_key_does_not_come_back_with_a_segment_whose_removal_was_not_durable
 /// Found by the simulation: a seal without its copy in the head, after which zeros over all records were taken for a spare.
 #[test]
 fn a_seal_whose_writing_was_cut_short_is_repeated_in_the_head() {
-    for after in 0..6 {
-        let failing = Op::Restart { how: Restart::Death, seed: 0, failing: Some((DiskOp::Overwrite, after)) };
+    for (after, seed) in (0..6).flat_map(|after| (0..6).map(move |seed| (after, seed))) {
+        let failing = Op::Restart { how: Restart::Death, seed, failing: Some((DiskOp::Overwrite, after)) };
         let mut world = World::new(false);
         for op in [reserve(4), Op::Sync, failing, restart(Restart::Close, 0)] {
             world.step(op);
