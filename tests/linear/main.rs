@@ -25,9 +25,10 @@ use oncekey::testing::SimDisk;
 use script::{Restarts, Script, Taste};
 use std::collections::HashSet;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use threads::Lock;
 use trace::{Shown, Trace};
 use world::{Place, World};
@@ -35,7 +36,7 @@ use world::{Place, World};
 /// Histories in one world.
 const WORLD: usize = 250;
 
-/// How long a history may take, on a busy machine, before a call in it is said never to return; a wait gives up before.
+/// How long a world may take, on a busy machine, before a call in it is said never to return; a wait gives up before.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Parser)]
@@ -81,6 +82,8 @@ fn main() -> ExitCode {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} histories, {eta} left").expect("a fine template");
     let bar = ProgressBar::new(args.histories as u64).with_style(style);
     let mut tally = Tally::default();
+    let worlds = Arc::new(AtomicUsize::new(0));
+    watch(Arc::clone(&worlds));
     for number in 0..args.histories.div_ceil(WORLD) {
         let count = WORLD.min(args.histories - number * WORLD);
         let mut rng = Rng::with_seed(seed ^ (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
                 }
             }
         }
+        worlds.fetch_add(1, Ordering::SeqCst);
         bar.inc(count as u64);
     }
     bar.finish_and_clear();
@@ -109,6 +113,21 @@ fn main() -> ExitCode {
     let share = 100.0 * tally.overlapping as f64 / tally.histories.max(1) as f64;
     println!("histories {}, overlapping {share:.1} %, not linearizable 0", tally.histories);
     ExitCode::SUCCESS
+}
+
+/// Gives up when no world ends for a while: whoever hangs can't say so.
+fn watch(worlds: Arc<AtomicUsize>) {
+    thread::spawn(move || {
+        let mut ended = None;
+        loop {
+            let now = Some(worlds.load(Ordering::SeqCst));
+            if now == ended {
+                threads::give_up("a call does not return");
+            }
+            ended = now;
+            thread::sleep(PATIENCE);
+        }
+    });
 }
 
 fn make(number: usize, callers: usize) -> (World, Taste) {
@@ -171,16 +190,10 @@ fn record(world: &World, scripts: &[Script], callers: usize, seed: u64) -> Vec<T
 /// Waits, busily, until so many have arrived.
 fn meet(arrivals: &AtomicUsize, all: usize) {
     arrivals.fetch_add(1, Ordering::SeqCst);
-    let begun = Instant::now();
-    for spins in 1_u64.. {
-        if arrivals.load(Ordering::SeqCst) >= all {
-            return;
-        }
-        match spins % 64 {
-            0 if begun.elapsed() > PATIENCE => threads::give_up("a call does not return"),
-            0 => thread::yield_now(),
-            _ => std::hint::spin_loop(),
-        }
+    let mut spins = 0;
+    while arrivals.load(Ordering::SeqCst) < all {
+        spins += 1;
+        if spins % 64 == 0 { thread::yield_now() } else { std::hint::spin_loop() }
     }
 }
 
