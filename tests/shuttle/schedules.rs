@@ -2,13 +2,13 @@
 
 use crate::caller::Caller;
 use crate::script::{self, Restarts, Script, Taste};
-use crate::threads::Lock;
+use crate::threads::{self, Lock};
 use crate::trace::{Shown, Trace};
 use crate::world::{Place, World};
 use clap::Parser;
 use fastrand::Rng;
-use oncekey::Durability;
 use oncekey::testing::SimDisk;
+use oncekey::{Durability, ErrorKind, Outcome, Request};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, FailurePersistence, Runner};
 use std::collections::HashSet;
@@ -79,6 +79,7 @@ pub fn main() -> ExitCode {
         let play = {
             let (script, shown) = (Arc::clone(&script), Arc::clone(&shown));
             move || {
+                close_while_others_wait(stage);
                 let one = play(stage, &script);
                 shown.lock().expect(WHOLE).push(one);
             }
@@ -103,8 +104,8 @@ pub fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Plays a script once, in the threads of shuttle.
-fn play(stage: Stage, script: &Arc<Script>) -> Shown {
+/// A world at its stage.
+fn make(stage: Stage) -> World {
     let disk = || Place::Disk(Lock::new(SimDisk::new()));
     let (place, durability) = match stage {
         Stage::Memory | Stage::Crowded => (Place::Memory, Durability::Buffered),
@@ -113,7 +114,28 @@ fn play(stage: Stage, script: &Arc<Script>) -> Shown {
     };
     // The same hash each time, or a seed would not give the same schedule.
     let hash = if matches!(stage, Stage::Crowded) { 7 } else { 1 << 40 };
-    let world = Arc::new(World::new(place, durability, |builder| builder.fixed_hash(hash)));
+    World::new(place, durability, |builder| builder.fixed_hash(hash))
+}
+
+/// Closing a store wakes those who wait for an owner, who keeps what he has: scripts don't show it, since there he lets go.
+fn close_while_others_wait(stage: Stage) {
+    let store = make(stage).ground().store.expect("a new world has a store");
+    let request = Request::new("a");
+    let Ok(Outcome::Reserved(owner)) = store.reserve(&request) else { panic!("nobody was before") };
+    let waiters = [true, false].map(|blocks| {
+        let Ok(Outcome::InFlight(pending)) = store.reserve(&request) else { panic!("the owner has it") };
+        shuttle::thread::spawn(move || threads::wait(pending, blocks).map_err(|error| error.kind()).map(drop))
+    });
+    store.close().expect("nothing failed");
+    for waiter in waiters {
+        assert_eq!(waiter.join().expect("a waiter panicked"), Err(ErrorKind::Closed));
+    }
+    drop(owner);
+}
+
+/// Plays a script once, in the threads of shuttle.
+fn play(stage: Stage, script: &Arc<Script>) -> Shown {
+    let world = Arc::new(make(stage));
     let callers: Vec<_> = (0..script.len())
         .map(|number| {
             let (world, script) = (Arc::clone(&world), Arc::clone(script));
