@@ -3,7 +3,9 @@
 use crate::spec::{Answer, NEVER, Step, Told};
 use crate::threads;
 use crate::world::{Ground, World};
-use oncekey::{Error, ErrorKind, Fingerprint, Outcome, Pending, Record, Request, Reservation, Retention, Wait};
+use oncekey::{
+    Error, ErrorKind, Fingerprint, Outcome, Pending, Record, Request, Reservation, Retention, Unwritten, Wait,
+};
 use std::time::Duration;
 
 /// What a caller is to do next. What needs a reservation takes one of the caller's, and reserves if it has none.
@@ -235,8 +237,8 @@ impl<'w> Caller<'w> {
     }
 
     /// What a refused write says of its owner, whose reservation is then let go.
-    fn refuse(&mut self, key: u8, called: &Called, refused: Box<oncekey::Unwritten>) {
-        let oncekey::Unwritten { error, reservation } = *refused;
+    fn refuse(&mut self, key: u8, called: &Called, refused: Unwritten) {
+        let Unwritten { error, reservation } = refused;
         let fence = reservation.fence();
         match error.kind() {
             ErrorKind::Fenced => self.tell_all(key, called, [Told::MayHaveBegun { fence }, Told::Fenced { fence }]),
@@ -265,7 +267,7 @@ impl<'w> Caller<'w> {
                 let told = [Told::Began { fence }, Told::Completed { fence, answer, kept_until_ms }];
                 self.tell_all(held.key, &called, told);
             }
-            Err(refused) => self.refuse(held.key, &called, refused),
+            Err(refused) => self.refuse(held.key, &called, *refused),
         }
     }
 
@@ -275,7 +277,7 @@ impl<'w> Caller<'w> {
         let called = self.call();
         match held.what.release() {
             Ok(()) => self.tell_all(held.key, &called, [Told::Began { fence }, Told::Released { fence }]),
-            Err(refused) => self.refuse(held.key, &called, refused),
+            Err(refused) => self.refuse(held.key, &called, *refused),
         }
     }
 

@@ -235,7 +235,7 @@ impl Key {
             Told::TookOver { payload, lease_end_ms, fence, attempt, point } => {
                 let is_due = key.phase == Phase::Interrupted && key.payload == payload && fence > key.newest_fence;
                 let is_told = attempt == key.attempt + 1 && point == key.point;
-                (is_due && is_told).then(|| Key {
+                (is_due && is_told).then_some(Key {
                     phase: Phase::Reserved,
                     newest_fence: fence,
                     fence,
@@ -305,16 +305,15 @@ impl Key {
         // L2
         for key in [self.clone(), self.clone().at(step.latest_ms)] {
             let Some(mut next) = key.clone().after(step) else { continue };
-            match step.told {
-                Told::Erased { .. } if !step.is_certain => next.ghost = Some(Box::new(key)),
-                Told::Restarted => {
-                    next.life += 1;
-                    if let Some(ghost) = next.ghost.take().filter(|_| next.phase == Phase::Vacant) {
-                        let back = Key { life: next.life, newest_fence: next.newest_fence, ..*ghost };
-                        states.push(if back.phase == Phase::Completed { back } else { back.interrupted() });
-                    }
+            if matches!(step.told, Told::Erased { .. }) && !step.is_certain {
+                next.ghost = Some(Box::new(key));
+            }
+            if step.told == Told::Restarted {
+                next.life += 1;
+                if let Some(ghost) = next.ghost.take().filter(|_| next.phase == Phase::Vacant) {
+                    let back = Key { life: next.life, newest_fence: next.newest_fence, ..*ghost };
+                    states.push(if back.phase == Phase::Completed { back } else { back.interrupted() });
                 }
-                _ => {}
             }
             states.push(next);
         }

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 thread_local! {
     static READING: Cell<u64> = const { Cell::new(0) };
-    static WHIM: RefCell<Rng> = RefCell::new(Rng::with_seed(0));
+    static WHIM: RefCell<Rng> = const { RefCell::new(Rng::with_seed(0)) };
 }
 
 impl<T> Lock<T> {
