@@ -91,7 +91,7 @@ mod loom_tests {
                 spawn(&watermark, &records, |watermark, records| append(watermark, records, 0)),
                 spawn(&watermark, &records, |watermark, records| see(records, watermark.get())),
             ];
-            threads.map(|thread| thread.join().unwrap());
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
             assert_eq!(watermark.get(), 2);
         });
     }
@@ -107,7 +107,7 @@ mod loom_tests {
                 }),
                 spawn(&watermark, &records, |watermark, records| append(watermark, records, 0)),
             ];
-            threads.map(|thread| thread.join().unwrap());
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
             assert_eq!(watermark.get(), 2);
         });
     }
