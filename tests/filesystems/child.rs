@@ -58,15 +58,19 @@ impl Child {
     }
 
     /// Waits for its end; an error unless that was a success, or what `kill` did.
-    pub fn end(mut self) -> Result<()> {
+    pub fn end(self) -> Result<()> {
+        self.end_with(&[0])
+    }
+
+    /// As `end`, with these exit codes for a success.
+    pub fn end_with(mut self, codes: &[i32]) -> Result<()> {
         while self.line()?.is_some() {}
         let status = self.process.wait()?;
-        if status.success() || self.was_killed && status.signal() == Some(SIGKILL) {
-            return Ok(());
-        }
-        match status.signal() {
-            Some(_) => Err(Box::new(Died(status.to_string()))),
-            None => Err(format!("a child ended with {status}").into()),
+        match status.code() {
+            Some(code) if codes.contains(&code) => Ok(()),
+            Some(_) => Err(format!("a child ended with {status}").into()),
+            None if self.was_killed && status.signal() == Some(SIGKILL) => Ok(()),
+            None => Err(Box::new(Died(status.to_string()))),
         }
     }
 }

@@ -143,7 +143,8 @@ impl Run {
         let is_cut_again = self.random.u8(..3) == 0;
         let more_requests = self.random.u64(0..120);
         device.cut_after(more_requests);
-        let again = self.mount_and_check(ground, device, &ledger, &format!("{kept:?} of {} writes", cut.unflushed()))?;
+        let again =
+            self.mount_and_check(ground, device, &ledger, &format!("{kept:?} of {} writes", cut.unflushed()))?;
         if !is_cut_again {
             return Ok(0);
         }
@@ -158,7 +159,7 @@ impl Run {
     fn mount_and_check(&mut self, ground: &Ground, device: &Device, ledger: &Path, what: &str) -> Result<Option<Cut>> {
         self.images_checked += 1;
         ground.mount().map_err(|error| format!("{what}: {error}"))?;
-        let mut child = Child::start(self.myself("check").arg(ground.store()).arg(ledger))?;
+        let mut child = self.check(ground, ledger)?;
         let mut again = None;
         while let Some(line) = child.line()? {
             if line == "opened" {
@@ -168,7 +169,10 @@ impl Run {
         let ended = child.end();
         ground.unmount()?;
         if let Err(error) = ended {
-            self.violated(&format!("power cut, {}: {what}, {} keys", ground.kind.name(), self.keys_of(ledger)?), &*error);
+            self.violated(
+                &format!("power cut, {}: {what}, {} keys", ground.kind.name(), self.keys_of(ledger)?),
+                &*error,
+            );
         }
         Ok(again)
     }

@@ -87,7 +87,6 @@ pub struct Cut {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
     Nothing,
-    Everything,
     /// Any subset of them, and of their blocks.
     Any,
 }
@@ -102,7 +101,6 @@ impl Cut {
         for write in &self.unflushed {
             match kept {
                 Kept::Nothing => {}
-                Kept::Everything => image.write(write.at, &write.bytes),
                 Kept::Any => {
                     for (block, at) in write.bytes.chunks(PAGE).zip((write.at..).step_by(PAGE)) {
                         if !is_torn(block) {

@@ -54,7 +54,8 @@ impl Kind {
                 &["mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", "-J", "size=4"]
             }
             Kind::Xfs | Kind::Reflink => &["mkfs.xfs", "-q", "-f", "-K", "-m", "reflink=1"],
-            Kind::Btrfs => &["mkfs.btrfs", "-q", "-f", "-K", "-m", "single", "-d", "single"],
+            // Mixed: what ballast takes and gives back is room for metadata too.
+            Kind::Btrfs => &["mkfs.btrfs", "-q", "-f", "-K", "--mixed", "-m", "single", "-d", "single"],
             Kind::Tmpfs => &[],
         }
     }

@@ -15,6 +15,7 @@ pub const MARK: &str = "rig:";
 enum Stage {
     /// As if it had never been used.
     Vacant,
+    /// Reserved, or left by its owner.
     Held,
     /// Held, with a recovery point.
     Noted,
@@ -80,21 +81,12 @@ impl Life {
         say(1, fence);
         let stages = self.stages();
         let last = stages.len() - 1;
-        if stages[2..].is_empty() {
-            // Held until the process ends.
-            std::mem::forget(owner);
-            return Ok(());
-        }
         for (at, stage) in stages.iter().enumerate().skip(2) {
             match stage {
                 Stage::Vacant if at == 2 => return owner.release().map_err(Error::from).inspect(|()| say(2, fence)),
                 Stage::Noted => {
                     owner.recovery_point(&name)?;
                     say(at, fence);
-                    if at == last {
-                        std::mem::forget(owner);
-                        return Ok(());
-                    }
                 }
                 Stage::Failed => {
                     owner.fail(self.answer()).map_err(Error::from)?;
@@ -170,11 +162,17 @@ impl Life {
 /// What was acknowledged.
 #[derive(Clone, Debug, Default)]
 pub struct Book {
+    who: String,
     reached: BTreeMap<Life, usize>,
     pub newest_fence: u64,
 }
 
 impl Book {
+    /// One whose keys are apart from those of others.
+    pub fn of(who: &str) -> Book {
+        Book { who: who.to_owned(), ..Book::default() }
+    }
+
     pub fn note(&mut self, life: Life, stage: usize, fence: u64) {
         self.reached.insert(life, stage);
         self.newest_fence = self.newest_fence.max(fence);
@@ -182,13 +180,8 @@ impl Book {
 
     /// Lives through so many keys more; stops at the first error.
     pub fn live(&mut self, store: &Store, durability: Durability, keys: u64) -> Result<(), Error> {
-        self.live_as("book", store, durability, keys)
-    }
-
-    /// As `live`, with keys of another name.
-    pub fn live_as(&mut self, who: &str, store: &Store, durability: Durability, keys: u64) -> Result<(), Error> {
         for _ in 0..keys {
-            let life = Life { who: who.to_owned(), number: self.reached.len() as u64 };
+            let life = Life { who: self.who.clone(), number: self.reached.len() as u64 };
             let answer = life.live(store, durability, |stage, fence| self.note(life.clone(), stage, fence));
             // A key that failed is noted too, so that no number is used twice.
             self.reached.entry(life).or_insert(0);
@@ -213,7 +206,10 @@ impl Book {
 
     /// One line a key, as it was acknowledged.
     pub fn lines(&self) -> String {
-        self.reached.iter().map(|(life, reached)| format!("{} {reached} {}\n", life.name(), self.newest_fence)).collect()
+        self.reached
+            .iter()
+            .map(|(life, reached)| format!("{} {reached} {}\n", life.name(), self.newest_fence))
+            .collect()
     }
 
     /// Takes a line of `lines`, or of what a worker acknowledges; whether it is one.

@@ -9,6 +9,7 @@
 //! cargo test --release --test filesystems -- --help
 //! ```
 
+mod calls;
 mod child;
 mod cuts;
 mod device;
@@ -120,7 +121,18 @@ fn missing() -> Vec<&'static str> {
         let paths = std::env::var_os("PATH").unwrap_or_default();
         !std::env::split_paths(&paths).any(|dir| dir.join(name).is_file())
     };
-    let tools = ["setpriv", "unshare", "losetup", "mount", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "xfs_io", "strace"];
+    let tools = [
+        "setpriv",
+        "unshare",
+        "losetup",
+        "mount",
+        "mkfs.ext4",
+        "mkfs.xfs",
+        "mkfs.btrfs",
+        "xfs_io",
+        "xfs_quota",
+        "strace",
+    ];
     let mut missing: Vec<&str> = tools.iter().filter(is_tool).copied().collect();
     if !rustix::process::geteuid().is_root() {
         missing.push("root");
@@ -173,7 +185,9 @@ impl Run {
         }
         self.images.finish_and_clear();
         let Run { file_systems, checks, images_checked, lost, signals, .. } = self;
-        println!("file systems {file_systems}, checks {checks}, images {images_checked}, lost {lost}, signals {signals}");
+        println!(
+            "file systems {file_systems}, checks {checks}, images {images_checked}, lost {lost}, signals {signals}"
+        );
         Ok(lost == 0 && signals == 0)
     }
 
@@ -186,12 +200,20 @@ impl Run {
         let home = self.dir.join(kind.name());
         let at = home.join("mounted");
         if !kind.has_device() {
-            return self.scenes(&Ground { kind, file: None, at }, None);
+            let ground = Ground { kind, file: None, at };
+            self.scenes(&ground, None)?;
+            return if self.wants(Check::Calls) { self.calls(&ground, None) } else { Ok(()) };
         }
         let (device, fresh) = kind.make(&home.join("served"))?;
         let ground = Ground { kind, file: Some(device.file().to_owned()), at };
         self.scenes(&ground, Some((&device, &fresh)))?;
-        if self.wants(Check::Cuts) && kind != Kind::Reflink {
+        if kind == Kind::Reflink {
+            return Ok(());
+        }
+        if self.wants(Check::Calls) {
+            self.calls(&ground, Some((&device, &fresh)))?;
+        }
+        if self.wants(Check::Cuts) {
             self.images.set_message(format!("{}: power cuts", kind.name()));
             self.checks += 1;
             cuts::cut_power(self, &ground, &device, &fresh, self.args.images)?;

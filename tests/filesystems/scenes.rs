@@ -7,13 +7,12 @@ use crate::child::{Child, order};
 use crate::device::{Cut, Device, Faults, Image, Kept};
 use crate::ground::{Ground, Kind, run};
 use crate::life::{Book, is_full};
-use crate::{Check, Result, Run, cuts};
+use crate::{Check, Result, Run, calls};
 use oncekey::Durability::{Buffered, Synced};
-use oncekey::{Builder, Error, ErrorKind, ManualClock, Outcome, Request, Store};
+use oncekey::{Builder, Durability, Error, ErrorKind, ManualClock, Outcome, Request, Store};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::File;
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -38,10 +37,12 @@ const SCENES: &[Scene] = &[
     Scene { name: "expires", check: Check::Fill, fits: ANY, play: |ground| fill(ground, 4 << 20, Relief::Expiry) },
     Scene { name: "born-full", check: Check::Fill, fits: ANY, play: no_room_for_a_new_store },
     Scene { name: "inodes", check: Check::Inodes, fits: FEW_INODES, play: no_more_names },
+    Scene { name: "quota", check: Check::Fill, fits: |kind| kind == Kind::Xfs, play: over_the_quota },
     Scene { name: "limited", check: Check::Ulimit, fits: ANY, play: a_new_store_over_the_file_size_limit },
     Scene { name: "limited-later", check: Check::Ulimit, fits: ANY, play: the_limit_falls_below_a_segment },
     Scene { name: "limited-at-open", check: Check::Ulimit, fits: ANY, play: an_old_store_over_the_file_size_limit },
-    Scene { name: "stops", check: Check::Readonly, fits: STOPS, play: the_file_system_shuts_down },
+    Scene { name: "stops", check: Check::Readonly, fits: STOPS, play: |ground| shut_down(ground, Synced) },
+    Scene { name: "stops-unseen", check: Check::Readonly, fits: STOPS, play: |ground| shut_down(ground, Buffered) },
     Scene { name: "read-only", check: Check::Readonly, fits: DISK, play: opened_on_a_read_only_mount },
     Scene { name: "writes-fail", check: Check::Eio, fits: DISK, play: |ground| fail(ground, "writes 1") },
     Scene { name: "some-writes-fail", check: Check::Eio, fits: DISK, play: |ground| fail(ground, "writes 7") },
@@ -53,7 +54,7 @@ const SCENES: &[Scene] = &[
 
 pub fn play(name: &str, ground: &Ground) -> Result<()> {
     if name == "history" {
-        return history(ground);
+        return calls::history(ground);
     }
     let scene = SCENES.iter().find(|scene| scene.name == name).ok_or("no such scene")?;
     (scene.play)(ground)
@@ -67,7 +68,9 @@ impl Run {
                 let what = format!("{} {}", ground.kind.name(), scene.name);
                 self.checks += 1;
                 self.images.set_message(what.clone());
-                self.on_fresh(ground, disk, &what, |run| run.stage(scene.name, ground, disk.map(|(device, _)| device)))?;
+                self.on_fresh(ground, disk, &what, |run| {
+                    run.stage(scene.name, ground, disk.map(|(device, _)| device))
+                })?;
             }
         }
         Ok(())
@@ -212,7 +215,7 @@ fn fill(ground: &Ground, left: u64, relief: Relief) -> Result<()> {
     let mut book = Book::default();
     let mut store = start(ground, &settings, &mut book)?;
     ballast(ground, left)?;
-    let refusal = until_refused(&store, &mut book)?;
+    let refusal = until_refused(&store, &mut book, Buffered)?;
     let is_poisoned = store.stats().is_poisoned;
     if !is_full(&refusal) && !(refusal.kind() == ErrorKind::Poisoned && may_poison(ground.kind)) {
         return Err(format!("a full disk is {refusal:?}").into());
@@ -239,8 +242,8 @@ fn fill(ground: &Ground, left: u64, relief: Relief) -> Result<()> {
     if relief == Relief::Expiry {
         clock.advance(Duration::from_secs(48 * 3600));
         drain(&store)?;
-        let mut later = Book::default();
-        later.live_as("later", &store, Synced, 40).map_err(|error| format!("after everything expired: {error:?}"))?;
+        let mut later = Book::of("later");
+        later.live(&store, Synced, 40).map_err(|error| format!("after everything expired: {error:?}"))?;
         drop(store);
         return find_again(ground, &settings, &later);
     }
@@ -256,11 +259,11 @@ fn may_poison(kind: Kind) -> bool {
     matches!(kind, Kind::Btrfs | Kind::Reflink)
 }
 
-/// Lives through keys until one is refused, and some more; each refusal has to be for the same reason.
-fn until_refused(store: &Store, book: &mut Book) -> Result<Error> {
+/// Lives through keys until one is refused, and some more; each refusal has to be of the same sort.
+fn until_refused(store: &Store, book: &mut Book, durability: Durability) -> Result<Error> {
     let mut refused = None;
     for _ in 0..400 {
-        match book.live(store, Buffered, 250) {
+        match book.live(store, durability, 250) {
             Ok(()) => {}
             Err(error) => {
                 refused = Some(error);
@@ -271,8 +274,7 @@ fn until_refused(store: &Store, book: &mut Book) -> Result<Error> {
     let refused = refused.ok_or("100,000 keys, and never full")?;
     for _ in 0..50 {
         if let Err(again) = book.live(store, Synced, 1)
-            && !is_full(&again)
-            && again.kind() != refused.kind()
+            && is_full(&again) != is_full(&refused)
         {
             return Err(format!("{refused}, and then {again:?}").into());
         }
@@ -294,6 +296,7 @@ fn drain(store: &Store) -> Result<()> {
 }
 
 fn no_room_for_a_new_store(ground: &Ground) -> Result<()> {
+    std::fs::create_dir(ground.store())?;
     ballast(ground, 0)?;
     let full = match settings().open(ground.store()) {
         Err(error) => error,
@@ -320,12 +323,35 @@ fn no_more_names(ground: &Ground) -> Result<()> {
     while made < 1_000_000 && File::create(names.join(made.to_string())).is_ok() {
         made += 1;
     }
-    let refusal = until_refused(&store, &mut book)?;
+    let refusal = until_refused(&store, &mut book, Buffered)?;
     if !is_full(&refusal) {
         return Err(format!("no more names is {refusal:?}").into());
     }
     book.look(&store)?;
     std::fs::remove_dir_all(&names)?;
+    book.live(&store, Synced, 100)?;
+    drop(store);
+    find_again(ground, &settings, &book)
+}
+
+fn over_the_quota(ground: &Ground) -> Result<()> {
+    ground.unmount()?;
+    ground.mount_with("prjquota")?;
+    let settings = settings().background(false);
+    let mut book = Book::default();
+    let store = start(ground, &settings, &mut book)?;
+    let project = format!("project -s -p {} 42", ground.store().display());
+    let limit = |most: &str| {
+        let limit = format!("limit -p bhard={most} 42");
+        run(&["xfs_quota", "-x", "-c", &project, "-c", &limit], &[&ground.at])
+    };
+    limit("2m")?;
+    let refusal = until_refused(&store, &mut book, Buffered)?;
+    if !is_full(&refusal) {
+        return Err(format!("a quota is {refusal:?}").into());
+    }
+    book.look(&store)?;
+    limit("100m")?;
     book.live(&store, Synced, 100)?;
     drop(store);
     find_again(ground, &settings, &book)
@@ -350,7 +376,7 @@ fn the_limit_falls_below_a_segment(ground: &Ground) -> Result<()> {
     let store = start(ground, &settings, &mut book)?;
     // Segments that are there may be written on; no other is made.
     limit_files_to(64 * 1024 - 1)?;
-    let refusal = until_refused(&store, &mut book)?;
+    let refusal = until_refused(&store, &mut book, Buffered)?;
     if !is_full(&refusal) {
         return Err(format!("a limit below a segment is {refusal:?}").into());
     }
@@ -381,8 +407,8 @@ fn an_old_store_over_the_file_size_limit(ground: &Ground) -> Result<()> {
 }
 
 /// What a store has to say whose disk is gone: an error by name, each time, while reads go on.
-fn refuses(store: &Store, book: &mut Book) -> Result<()> {
-    let first = until_refused(store, book)?;
+fn refuses(store: &Store, book: &mut Book, durability: Durability) -> Result<()> {
+    let first = until_refused(store, book, durability)?;
     if !matches!(first.kind(), ErrorKind::Poisoned | ErrorKind::Io) {
         return Err(format!("a disk that is gone is {first:?}").into());
     }
@@ -395,20 +421,28 @@ fn refuses(store: &Store, book: &mut Book) -> Result<()> {
     Ok(book.look(store)?)
 }
 
-fn the_file_system_shuts_down(ground: &Ground) -> Result<()> {
+fn shut_down(ground: &Ground, durability: Durability) -> Result<()> {
+    let settings = settings().durability(durability);
     let mut book = Book::default();
-    let store = start(ground, &settings(), &mut book)?;
+    let store = start(ground, &settings, &mut book)?;
+    store.sync()?;
     run(&["xfs_io", "-x", "-c", "shutdown"], &[&ground.at])?;
-    refuses(&store, &mut book)?;
+    // Without a sync the store may not find out until it needs one; that much nobody was promised.
+    let mut unpromised = Book::of("unpromised");
+    let later = if durability == Synced { &mut book } else { &mut unpromised };
+    refuses(&store, later, durability)?;
+    book.look(&store)?;
     drop(store);
-    find_again(ground, &settings(), &book)
+    find_again(ground, &settings, &book)
 }
 
 fn opened_on_a_read_only_mount(ground: &Ground) -> Result<()> {
     let mut book = Book::default();
     let store = start(ground, &settings(), &mut book)?;
     if ground.remount("ro").is_ok() {
-        return Err("a file system with files open for writing went read-only; this scene has to be thought over".into());
+        return Err(
+            "a file system with files open for writing went read-only; this scene has to be thought over".into()
+        );
     }
     book.live(&store, Synced, 20)?;
     drop(store);
@@ -439,7 +473,7 @@ fn fail(ground: &Ground, which: &str) -> Result<()> {
     if !matches!(refused.kind(), ErrorKind::Poisoned | ErrorKind::Io) {
         return Err(format!("{which} failing is {refused:?}").into());
     }
-    refuses(&store, &mut book)?;
+    refuses(&store, &mut book, Synced)?;
     // The power fails as well: what was acknowledged had been flushed.
     order("cut")?;
     drop(store);
@@ -481,46 +515,49 @@ fn a_flush_that_takes_long(ground: &Ground) -> Result<()> {
     let settings = Store::builder().segment_size(1 << 20).background(false);
     let mut book = Book::default();
     let store = start(ground, &settings, &mut book)?;
-    store.sync()?;
+    // All streams have a segment with room.
+    book.live(&store, Synced, 60)?;
     let is_told = AtomicBool::new(false);
     order("hold")?;
-    let progress = std::thread::scope(|scope| -> Result<u32> {
+    std::thread::scope(|scope| -> Result<()> {
         let waiting = scope.spawn(|| {
-            let answer = store.reserve(&Request::new("waits").durability(Synced)).map(std::mem::forget);
+            let answer = store.reserve(&Request::new("waits").durability(Synced)).map(drop);
             is_told.store(true, Ordering::SeqCst);
             answer
         });
-        while order("held")? == "0" {
-            std::thread::yield_now();
-        }
-        let mut progress = 0;
-        for number in 0..100 {
-            let name = format!("goes-on-{number}");
-            let request = Request::new(&name).durability(Buffered);
-            let Outcome::Reserved(owner) = store.reserve(&request)? else { return Err("a new key is not new".into()) };
-            owner.complete(&name).map_err(Error::from)?;
-            book.look(&store)?;
-            progress += 1;
-        }
-        if is_told.load(Ordering::SeqCst) {
-            return Err("a synced reservation was acknowledged before the flush returned".into());
-        }
+        let went_on = go_on(&store, &book);
+        let was_told = is_told.load(Ordering::SeqCst);
         order("release")?;
         waiting.join().map_err(|_| "the waiting thread panicked")??;
-        Ok(progress)
+        went_on?;
+        if was_told { Err("a synced reservation was acknowledged before the flush returned".into()) } else { Ok(()) }
     })?;
-    assert_eq!(progress, 100);
     drop(store);
     find_again(ground, &settings, &book)
+}
+
+/// Other keys' operations, once the disk holds a flush; they come to an end though it goes on holding it.
+fn go_on(store: &Store, book: &Book) -> Result<()> {
+    while order("held")? == "0" {
+        std::thread::yield_now();
+    }
+    for number in 0..100 {
+        let name = format!("goes-on-{number}");
+        let Outcome::Reserved(owner) = store.reserve(&Request::new(&name).durability(Buffered))? else {
+            return Err("a new key is not new".into());
+        };
+        owner.complete(&name).map_err(Error::from)?;
+        book.look(store)?;
+    }
+    Ok(())
 }
 
 /// The rig itself: a cut that keeps nothing loses a file that nobody synced, and not one that was.
 fn unflushed_data_is_lost_in_a_cut(ground: &Ground) -> Result<()> {
     let (synced, unsynced) = (ground.at.join("synced"), ground.at.join("unsynced"));
     let flushes: u64 = order("flushes")?.parse()?;
-    let mut file = File::create(&synced)?;
-    file.write_all(&[7; 10_000])?;
-    file.sync_all()?;
+    std::fs::write(&synced, [7; 10_000])?;
+    File::open(&synced)?.sync_all()?;
     File::open(&ground.at)?.sync_all()?;
     if order("flushes")?.parse::<u64>()? <= flushes {
         return Err("an fsync didn't reach the disk as a flush".into());
@@ -537,20 +574,4 @@ fn unflushed_data_is_lost_in_a_cut(ground: &Ground) -> Result<()> {
         return Err("a file that was never synced survived a cut that keeps nothing".into());
     }
     Ok(())
-}
-
-/// One short history, for every call of which there is a run in which it fails.
-fn history(ground: &Ground) -> Result<()> {
-    println!("begun");
-    let settings = cuts::builder().background(false);
-    let store = settings.open(ground.store())?;
-    let mut book = Book::default();
-    let say = |book: &Book| print!("{}", book.lines());
-    for _ in 0..30 {
-        let answer = book.live(&store, Synced, 1);
-        say(&book);
-        answer?;
-    }
-    store.maintain(1000)?;
-    Ok(store.close()?)
 }
