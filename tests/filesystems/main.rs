@@ -121,18 +121,7 @@ fn missing() -> Vec<&'static str> {
         let paths = std::env::var_os("PATH").unwrap_or_default();
         !std::env::split_paths(&paths).any(|dir| dir.join(name).is_file())
     };
-    let tools = [
-        "setpriv",
-        "unshare",
-        "losetup",
-        "mount",
-        "mkfs.ext4",
-        "mkfs.xfs",
-        "mkfs.btrfs",
-        "xfs_io",
-        "xfs_quota",
-        "strace",
-    ];
+    let tools = ["setpriv", "unshare", "losetup", "mount", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "xfs_io", "strace"];
     let mut missing: Vec<&str> = tools.iter().filter(is_tool).copied().collect();
     if !rustix::process::geteuid().is_root() {
         missing.push("root");

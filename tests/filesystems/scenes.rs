@@ -37,12 +37,12 @@ const SCENES: &[Scene] = &[
     Scene { name: "expires", check: Check::Fill, fits: ANY, play: |ground| fill(ground, 4 << 20, Relief::Expiry) },
     Scene { name: "born-full", check: Check::Fill, fits: ANY, play: no_room_for_a_new_store },
     Scene { name: "inodes", check: Check::Inodes, fits: FEW_INODES, play: no_more_names },
-    Scene { name: "quota", check: Check::Fill, fits: |kind| kind == Kind::Xfs, play: over_the_quota },
     Scene { name: "limited", check: Check::Ulimit, fits: ANY, play: a_new_store_over_the_file_size_limit },
     Scene { name: "limited-later", check: Check::Ulimit, fits: ANY, play: the_limit_falls_below_a_segment },
     Scene { name: "limited-at-open", check: Check::Ulimit, fits: ANY, play: an_old_store_over_the_file_size_limit },
     Scene { name: "stops", check: Check::Readonly, fits: STOPS, play: |ground| shut_down(ground, Synced) },
     Scene { name: "stops-unseen", check: Check::Readonly, fits: STOPS, play: |ground| shut_down(ground, Buffered) },
+    Scene { name: "stops-at-a-page", check: Check::Readonly, fits: STOPS, play: shut_down_at_a_page },
     Scene { name: "read-only", check: Check::Readonly, fits: DISK, play: opened_on_a_read_only_mount },
     Scene { name: "writes-fail", check: Check::Eio, fits: DISK, play: |ground| fail(ground, "writes 1") },
     Scene { name: "some-writes-fail", check: Check::Eio, fits: DISK, play: |ground| fail(ground, "writes 7") },
@@ -94,7 +94,11 @@ impl Run {
             device.fail(Faults::default());
             device.release_flushes();
         }
-        ground.unmount()?;
+        // A scene that failed may have left it unmounted.
+        let unmounted = ground.unmount();
+        if ended.is_ok() {
+            unmounted?;
+        }
         if self.args.times {
             self.images.suspend(|| eprintln!("{what}: {:.1} s", started.elapsed().as_secs_f64()));
         }
@@ -334,29 +338,6 @@ fn no_more_names(ground: &Ground) -> Result<()> {
     find_again(ground, &settings, &book)
 }
 
-fn over_the_quota(ground: &Ground) -> Result<()> {
-    ground.unmount()?;
-    ground.mount_with("prjquota")?;
-    let settings = settings().background(false);
-    let mut book = Book::default();
-    let store = start(ground, &settings, &mut book)?;
-    let project = format!("project -s -p {} 42", ground.store().display());
-    let limit = |most: &str| {
-        let limit = format!("limit -p bhard={most} 42");
-        run(&["xfs_quota", "-x", "-c", &project, "-c", &limit], &[&ground.at])
-    };
-    limit("2m")?;
-    let refusal = until_refused(&store, &mut book, Buffered)?;
-    if !is_full(&refusal) {
-        return Err(format!("a quota is {refusal:?}").into());
-    }
-    book.look(&store)?;
-    limit("100m")?;
-    book.live(&store, Synced, 100)?;
-    drop(store);
-    find_again(ground, &settings, &book)
-}
-
 fn limit_files_to(bytes: u64) -> Result<()> {
     let maximum = getrlimit(Resource::Fsize).maximum;
     Ok(setrlimit(Resource::Fsize, Rlimit { current: Some(bytes), maximum })?)
@@ -434,6 +415,28 @@ fn shut_down(ground: &Ground, durability: Durability) -> Result<()> {
     book.look(&store)?;
     drop(store);
     find_again(ground, &settings, &book)
+}
+
+/// The first record of a page is refused, so that nothing is in memory where it should have been written.
+fn shut_down_at_a_page(ground: &Ground) -> Result<()> {
+    // With a record's header and the lengths that precede a stored key it fills a page.
+    let long = "k".repeat(4096 - 64 - 4);
+    let settings = settings().durability(Buffered).background(false).max_key_len(8192);
+    let store = settings.clone().open(ground.store())?;
+    drop(store.reserve(&Request::new(&long))?);
+    store.sync()?;
+    run(&["xfs_io", "-x", "-c", "shutdown"], &[&ground.at])?;
+    match store.reserve(&Request::new("next").durability(Synced)) {
+        Err(error) if error.kind() == ErrorKind::Poisoned => {}
+        other => return Err(format!("on a file system that is shut down: {other:?}").into()),
+    }
+    drop(store);
+    ground.unmount()?;
+    ground.mount()?;
+    match settings.open(ground.store())?.reserve(&Request::new(&long))? {
+        Outcome::Interrupted(_) => Ok(()),
+        other => Err(format!("a synced reservation is {other:?}").into()),
+    }
 }
 
 fn opened_on_a_read_only_mount(ground: &Ground) -> Result<()> {
