@@ -1,11 +1,15 @@
 # `make test` installs what the machine lacks and runs all tests; the other targets are for people at work.
-.PHONY: test setup unit loom fuzz demo bench lint filesystems filesystems-release
+.PHONY: test setup unit loom shuttle linear filesystems filesystems-release fuzz demo bench lint
 
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 20
+# Histories of real threads to record and check; ten times as many before a release.
+HISTORIES ?= 100000
+# Schedules to run the whole store under.
+SCHEDULES ?= 100000
 FUZZ_TARGETS = $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 
-test: setup unit loom fuzz demo
+test: setup unit loom shuttle linear fuzz demo
 
 setup:
 	.ci/install
@@ -14,9 +18,18 @@ setup:
 unit:
 	cargo test --locked
 
-# Every interleaving of the state word's and the watermark's steps.
+# Every interleaving of the steps of the state word, the watermark, group commit and the waking of waiters.
 loom:
 	RUSTFLAGS="--cfg oncekey_loom" CARGO_TARGET_DIR=target/loom cargo test --locked --release --lib loom_
+
+# The whole store, with each lock, condition and atomic scheduled by chance.
+shuttle:
+	RUSTFLAGS="--cfg oncekey_shuttle" CARGO_TARGET_DIR=target/shuttle \
+		cargo test --locked --release --test shuttle -- --schedules $(SCHEDULES)
+
+# Whether what real threads were told at the same time could have been told one after the other.
+linear:
+	cargo test --locked --release --test linear -- --histories $(HISTORIES)
 
 fuzz:
 	for target in $(FUZZ_TARGETS); do \

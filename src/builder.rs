@@ -8,12 +8,12 @@ use crate::journal::mmap::ForkMark;
 use crate::key::{Durability, KEY_PREFIX, Retention};
 use crate::recovery::{Plan, Recovery, RecoveryMode, recover};
 use crate::store::{Engine, KeyHasher, Store, StoreClock, check_retention, lease_ms};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64};
 use dashmap::DashMap;
-use parking_lot::Mutex;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 const KIB: usize = 1024;
@@ -22,7 +22,8 @@ const SHORTEST_SEGMENT: u64 = 64 * KIB as u64;
 const LONGEST_SEGMENT: u64 = 256 * MIB;
 /// Segment head, seal and a record's header, rounded up.
 const SEGMENT_OVERHEAD: u64 = 8 * KIB as u64;
-const SHARDS: usize = 256;
+// Few under a checker, to which each lock is a step.
+const SHARDS: usize = if cfg!(oncekey_shuttle) { 4 } else { 256 };
 
 /// Settings to open a [`Store`] with.
 ///
@@ -58,6 +59,8 @@ pub struct Builder {
     background: bool,
     #[cfg(any(test, feature = "testing"))]
     fixed_hash: Option<u64>,
+    #[cfg(any(test, feature = "testing"))]
+    seed: Option<u64>,
 }
 
 /// What requests are held to.
@@ -103,6 +106,8 @@ impl Builder {
             background: true,
             #[cfg(any(test, feature = "testing"))]
             fixed_hash: None,
+            #[cfg(any(test, feature = "testing"))]
+            seed: None,
         }
     }
 
@@ -207,6 +212,14 @@ impl Builder {
         self
     }
 
+    /// Takes what is drawn at random, the hash keys and a new store's id, from a number: the same run twice.
+    #[cfg(any(test, feature = "testing"))]
+    #[doc(hidden)]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
     /// Opens the store in a directory, made if need be, after recovering what is there.
     ///
     /// # Errors
@@ -265,9 +278,12 @@ impl Builder {
 
     fn open_on(self, storage: Arc<dyn Storage>, segment_len: u64, persistent: bool) -> Result<Store> {
         #[cfg(not(any(test, feature = "testing")))]
-        let hasher = KeyHasher::new();
+        let (hasher, new_store_id) = (KeyHasher::new(), None);
         #[cfg(any(test, feature = "testing"))]
-        let hasher = KeyHasher { fixed: self.fixed_hash, ..KeyHasher::new() };
+        let (hasher, new_store_id) = (
+            KeyHasher { fixed: self.fixed_hash, ..self.seed.map_or_else(KeyHasher::new, KeyHasher::seeded) },
+            self.seed.map(|seed| u128::from(seed).to_le_bytes()),
+        );
         let clock = self.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::new()));
         let fork = ForkMark::new().map_err(|source| Error::io("map", Path::new("memory"), source))?;
         let plan = Plan {
@@ -278,6 +294,7 @@ impl Builder {
             persistent,
             shards: SHARDS,
             hasher: &hasher,
+            new_store_id,
             now_ms: clock.now_ms(),
             clock_jump_limit: self.clock_jump_limit,
         };

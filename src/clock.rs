@@ -1,7 +1,7 @@
 //! Time, which enters the store only here.
 
+use crate::sync::atomic::{AtomicU64, Ordering};
 use rustix::time::ClockId;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A source of milliseconds since the Unix epoch that never goes back while the process runs.

@@ -1,8 +1,8 @@
 //! Erasure: a key is forgotten, and its bytes are overwritten wherever the journal holds them.
 //!
 //! 1. All claims made so far are published, so that every record of the key can be found.
-//! 2. Its slot goes, if it is older than the erasure: from here on its owner is fenced, and no new handle to its records
-//!    can be taken. A verdict that its owner claimed space for before is waited for.
+//! 2. Its slot goes, unless the key was free since the erasure began and is used anew: from here on its owner is fenced, and
+//!    no new handle to its records can be taken. A verdict that its owner claimed space for before is waited for.
 //! 3. Every segment is read for records of the key, of any age.
 //! 4. In batches: what they consist of is made durable, and then a note of where they are; the note holds no key. From here
 //!    on a crash is followed by the rest of the batch. The records are overwritten, and that is synced.
@@ -23,8 +23,8 @@ use crate::key::{Key, Request};
 use crate::shard::Wakers;
 use crate::state::{self, Event, Phase, Transition};
 use crate::store::{Engine, Erasure};
-use parking_lot::MutexGuard;
-use std::collections::{BTreeSet, VecDeque};
+use crate::sync::{self, MutexGuard};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,15 +60,25 @@ impl Engine {
         let horizon = self.journal.horizon();
         self.journal.quiesce();
         let mut erasure = Erasure::default();
+        let mut takers = Takers::default();
+        let mut vacate = |key: &Key<'_>| -> Result<()> {
+            if let Some(fence) = self.vacate(key, horizon, &mut wakers)? {
+                erasure.keys += 1;
+                if fence >= horizon {
+                    takers.insert(key.stored(), fence);
+                }
+            }
+            Ok(())
+        };
         match only {
-            Some(key) => erasure.keys += u64::from(self.vacate(key, horizon, &mut wakers)?),
+            Some(key) => vacate(key)?,
             None => {
                 for segment in self.all_segments() {
                     for (_, record) in segment.records().filter(|(_, record)| record.fence() < horizon) {
                         if record.kind().phase().is_some()
                             && let Some(key) = Key::parse(record.stored_key()).filter(is_meant)
                         {
-                            erasure.keys += u64::from(self.vacate(&key, horizon, &mut wakers)?);
+                            vacate(&key)?;
                         }
                     }
                 }
@@ -79,7 +89,11 @@ impl Engine {
         let mut targets = Vec::new();
         for segment in self.all_segments() {
             targets.extend(segment.records().filter_map(|(lsn, record)| {
-                let phase = record.kind().phase().filter(|_| record.fence() < horizon)?;
+                let phase = record.kind().phase()?;
+                let is_older = |taker: Option<&u64>| taker.is_some_and(|taker| record.fence() <= *taker);
+                if record.fence() >= horizon && !is_older(takers.get(record.stored_key())) {
+                    return None;
+                }
                 Key::parse(record.stored_key()).filter(is_meant)?;
                 let precedence = state::precedence(record.fence(), phase, record.sequence());
                 Some((precedence, Target { lsn, len: record.len() }))
@@ -118,7 +132,7 @@ impl Engine {
                 ));
             }
             // Readers end without telling anybody.
-            MutexGuard::unlocked(&mut space, || std::thread::sleep(pause));
+            MutexGuard::unlocked(&mut space, || sync::sleep(pause));
             pause = (2 * pause).min(LONGEST_PAUSE);
             self.overwrite_unfinished(&mut space)?;
         }
@@ -128,12 +142,14 @@ impl Engine {
         self.journal.segments().iter().cloned().collect()
     }
 
-    /// Takes a key's slot out if it is older than the erasure; whether there was one.
-    fn vacate(&self, key: &Key<'_>, horizon: u64, wakers: &mut Wakers) -> Result<bool> {
-        let Some((mut shard, map, at)) = self.find(self.hasher.hash(key), key)? else { return Ok(false) };
-        let fence = self.journal.record(&map, shard.table.slot(at).word().lsn())?.fence();
-        if fence >= horizon {
-            return Ok(false);
+    /// Takes a key's slot out, unless the key was free since the erasure began; its fence, if there was one.
+    fn vacate(&self, key: &Key<'_>, horizon: u64, wakers: &mut Wakers) -> Result<Option<u64>> {
+        let Some((mut shard, map, at)) = self.find(self.hasher.hash(key), key)? else { return Ok(None) };
+        let record = self.journal.record(&map, shard.table.slot(at).word().lsn())?;
+        let fence = record.fence();
+        // Who took over goes on with what is to be forgotten.
+        if fence >= horizon && record.attempt() == 1 {
+            return Ok(None);
         }
         let state = shard.state(shard.table.slot(at), fence, u64::MAX);
         if state::step(state, Event::Erase) == Transition::To(Phase::Vacant) {
@@ -142,7 +158,7 @@ impl Engine {
             shard.wake(fence);
             shard.unlock_into(wakers);
         }
-        Ok(true)
+        Ok(Some(fence))
     }
 
     /// Does what was left undone; removals and further erasures come after it.
@@ -232,6 +248,9 @@ impl Engine {
         Ok(())
     }
 }
+
+/// Fences of those who took a key over after the erasure began, by stored key: their records are overwritten too.
+type Takers = BTreeMap<Vec<u8>, u64>;
 
 /// What the `space` lock protects beside the journal's space.
 #[derive(Debug, Default)]

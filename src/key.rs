@@ -163,6 +163,10 @@ impl<'a> Key<'a> {
         [scope[0], scope[1], operation[0], operation[1]]
     }
 
+    pub(crate) fn stored(&self) -> Vec<u8> {
+        [&self.prefix()[..], self.scope, self.operation, self.key].concat()
+    }
+
     /// Reads the stored form back; `None` if its lengths don't fit in it.
     pub(crate) fn parse(stored: &'a [u8]) -> Option<Self> {
         let (prefix, parts) = stored.split_first_chunk::<KEY_PREFIX>()?;

@@ -62,6 +62,7 @@ mod shard;
 mod state;
 mod stats;
 mod store;
+mod sync;
 mod table;
 mod wheel;
 

@@ -21,12 +21,12 @@ use crate::key::Key;
 use crate::shard::Locked;
 use crate::state::{self, Event, Phase, State, Transition};
 use crate::store::Engine;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::thread::{self, JoinHandle};
 use crate::table::{Word, tag_of};
 use crate::wheel::{Due, Step, TimerId};
-use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Wheel steps under one shard lock.
@@ -74,7 +74,7 @@ impl Upkeep {
 
     fn back_off(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        std::thread::park_timeout(BACK_OFF);
+        thread::park_timeout(BACK_OFF);
     }
 }
 
@@ -419,7 +419,7 @@ impl Workers {
 
     fn spawn(&self, name: &str, tend: fn(&Engine, &AtomicBool)) -> Result<()> {
         let (engine, stop) = (Arc::clone(&self.engine), Arc::clone(&self.stop));
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || tend(&engine, &stop))
             .map_err(|source| Error::io("start a thread for", std::path::Path::new(name), source))?;
@@ -439,7 +439,7 @@ impl Workers {
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
             thread.thread().unpark();
-            if thread.thread().id() != std::thread::current().id() {
+            if thread.thread().id() != thread::current().id() {
                 // A thread of ours that panicked has said so on standard error.
                 thread.join().ok();
             }
@@ -493,7 +493,7 @@ fn tend_table(engine: &Engine, stop: &AtomicBool) {
         let step = expired.and_then(|_| engine.journal.note_durable()).and_then(|()| engine.reclaim(1024, &mut done));
         match step {
             Ok(()) if done.has_more => {}
-            Ok(()) => std::thread::park_timeout(TICK),
+            Ok(()) => thread::park_timeout(TICK),
             Err(_) => engine.upkeep.back_off(),
         }
     }

@@ -15,7 +15,7 @@
 //! | H | any other gap | written but never synced, or claimed and not written when the process died | padded, or cut at the end |
 //! | I | a segment without a seal | was in use | what is above its mark written once more; synced, sealed |
 //! | J | bytes behind a seal | what case H cut, and a failed sync left there | cut again |
-//! | K | a segment with its seal and no gap | ended well | nothing |
+//! | K | a segment with its seal and no gap | ended well | nothing; if the head does not repeat the seal, that is done |
 //!
 //! In salvage, B and G are reported and padded over instead: the report lists every byte range given up.
 //!
@@ -122,6 +122,8 @@ pub(crate) struct Plan<'p> {
     pub(crate) persistent: bool,
     pub(crate) shards: usize,
     pub(crate) hasher: &'p KeyHasher,
+    /// The id of a new store; drawn at random if there is none.
+    pub(crate) new_store_id: Option<[u8; 16]>,
     pub(crate) now_ms: u64,
     pub(crate) clock_jump_limit: Option<Duration>,
 }
@@ -256,9 +258,11 @@ fn identify(storage: &dyn Storage, names: &[String], plan: &Plan<'_>, report: &m
 }
 
 fn new_identity(plan: &Plan<'_>, path: &Path) -> Result<Identity> {
-    let mut store_id = [0; 16];
-    getrandom::fill(&mut store_id)
-        .map_err(|error| Error::io("draw a store id for", path, std::io::Error::other(error)))?;
+    let mut store_id = plan.new_store_id.unwrap_or_default();
+    if plan.new_store_id.is_none() {
+        getrandom::fill(&mut store_id)
+            .map_err(|error| Error::io("draw a store id for", path, std::io::Error::other(error)))?;
+    }
     Ok(Identity { store_id, segment_len: plan.segment_len, is_unwritten: true })
 }
 
@@ -531,11 +535,15 @@ fn mend(
         // All that is accepted has to be durable before a seal says so.
         blob.sync().map_err(fail)?;
     }
+    let mark = |offset| encode_mark(binding, offset, Kind::Seal, base + end);
     if !scan.is_sealed {
-        let mark = |offset| encode_mark(binding, offset, Kind::Seal, base + end);
         blob.overwrite(end, &mark(end)).map_err(fail)?;
+    }
+    if !scan.is_sealed || !scan.head_is_sealed {
         blob.overwrite(HEAD_MARK, &mark(HEAD_MARK)).map_err(fail)?;
         blob.sync().map_err(fail)?;
+    }
+    if !scan.is_sealed {
         blob.punch(end + HEADER as u64, blob.len()).map_err(fail)?;
     }
     let sealed = Segment::sealed(number, base, binding, Arc::clone(storage), blob, end)

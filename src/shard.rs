@@ -5,9 +5,9 @@ use crate::journal::segment::Segment;
 use crate::journal::{Journal, SegmentMap};
 use crate::key::Key;
 use crate::state::{Phase, State};
+use crate::sync::MutexGuard;
 use crate::table::{Match, Probe, Slot, Table, Word};
 use crate::wheel::{TimerId, Wheel};
-use parking_lot::MutexGuard;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -310,5 +310,95 @@ impl Shard {
             Probe::Found(at) => Some(at),
             Probe::Absent | Probe::Unsettled(_) => None,
         }
+    }
+}
+
+#[cfg(all(test, oncekey_loom))]
+mod loom_tests {
+    use super::*;
+    use crate::journal::Bell;
+    use crate::sync::Mutex;
+    use loom::sync::Arc;
+    use loom::thread;
+    use std::time::Duration;
+
+    const FENCE: u64 = 64;
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    /// A shard of one key, whose reservation its owner ends while others wait for that.
+    struct Room {
+        shard: Mutex<Shard>,
+    }
+
+    impl Room {
+        fn new() -> Arc<Room> {
+            let mut shard = Shard::new(0);
+            shard.insert(7, Word::new(Phase::Reserved, FENCE), u64::MAX);
+            Arc::new(Room { shard: Mutex::new(shard) })
+        }
+
+        fn lock(&self) -> Locked<'_> {
+            Locked::new(self.shard.lock())
+        }
+
+        /// As a waiter does: look, let the lock go, and sleep until the bell rings.
+        fn wait(&self) {
+            // Loom does not follow the count of the waker, nor need it.
+            let bell = std::sync::Arc::new(Bell::default());
+            let waker = Waker::from(std::sync::Arc::clone(&bell));
+            let mut ticket = None;
+            loop {
+                let mut shard = self.lock();
+                if shard.find_word(7, Word::new(Phase::Reserved, FENCE)).is_none() {
+                    break;
+                }
+                ticket = Some(shard.park(FENCE, ticket, waker.clone()));
+                drop(shard);
+                bell.wait(DAY);
+            }
+            if let Some(ticket) = ticket {
+                self.lock().unpark(FENCE, ticket);
+            }
+        }
+
+        fn end(&self) {
+            let mut shard = self.lock();
+            let at = shard.find_lsn(7, FENCE).expect("the key is there");
+            shard.advance(at, 7, Word::new(Phase::Interrupted, FENCE), u64::MAX);
+            shard.wake(FENCE);
+        }
+    }
+
+    /// One who is not woken is a deadlock, which loom reports.
+    fn model(waiters: usize, end: impl Fn(&Room) + Copy + Send + Sync + 'static) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.max_branches = 100_000;
+        model.check(move || {
+            let room = Room::new();
+            let mut threads: Vec<_> = (0..waiters)
+                .map(|_| {
+                    let room = Arc::clone(&room);
+                    thread::spawn(move || room.wait())
+                })
+                .collect();
+            let owner = Arc::clone(&room);
+            threads.push(thread::spawn(move || end(&owner)));
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            assert!(room.lock().shard.parked.is_empty());
+        });
+    }
+
+    #[test]
+    fn all_who_wait_for_a_reservation_are_woken_by_its_end() {
+        model(2, Room::end);
+    }
+
+    #[test]
+    fn a_waiter_whose_bell_rang_for_nothing_sleeps_on_and_is_woken() {
+        model(1, |room| {
+            room.lock().wake_all();
+            room.end();
+        });
     }
 }

@@ -25,15 +25,15 @@ use crate::reservation::Reservation;
 use crate::shard::{Counts, Locked, Shard};
 use crate::state::{self, Event, Phase, Transition};
 use crate::stats::Stats;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::table::{Probe, Shards, Slot, Word, tag_of};
 use arc_swap::Guard;
 use dashmap::DashMap;
-use parking_lot::Mutex;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The longest lease that can be asked for, 14 days; renew it for longer work.
@@ -323,6 +323,12 @@ impl KeyHasher {
             #[cfg(any(test, feature = "testing"))]
             fixed: None,
         }
+    }
+
+    /// The same keys each time.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn seeded(seed: u64) -> Self {
+        KeyHasher { keys: ahash::RandomState::with_seeds(seed, 1, 2, 3), fixed: None }
     }
 
     #[inline]

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 
 #[allow(dead_code, reason = "shared with the integration tests, which use more of it")]
-#[path = "../../tests/all/model/world.rs"]
+#[path = "../../tests/sim/world.rs"]
 mod world;
 
 use world::{OP_LEN, Op, World};

@@ -12,10 +12,10 @@
 //!   when waiters of r + 2 come to it.
 
 use crate::error::Error;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The first failure of a journal, after which it promises nothing more.
 #[derive(Debug, Default)]
@@ -212,5 +212,80 @@ mod tests {
             }
         });
         assert_eq!(failures.load(Ordering::SeqCst), 8);
+    }
+}
+
+#[cfg(all(test, oncekey_loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    /// A log of which a sync makes durable what was published when it began.
+    struct Log {
+        commit: GroupCommit,
+        poison: Poison,
+        published: AtomicU64,
+        synced: AtomicU64,
+    }
+
+    impl Log {
+        fn sync(&self) -> io::Result<()> {
+            self.synced.store(self.published.load(Ordering::Acquire), Ordering::Release);
+            Ok(())
+        }
+
+        /// Publishes a record and waits for it.
+        fn append(&self, sync: impl Fn() -> io::Result<()>) -> Result<(), Error> {
+            let target = self.published.fetch_add(1, Ordering::AcqRel) + 1;
+            let published = || self.published.load(Ordering::Acquire);
+            self.commit.wait(target, &self.poison, published, sync)?;
+            assert!(self.synced.load(Ordering::Acquire) >= target, "told of {target} before it was synced");
+            Ok(())
+        }
+    }
+
+    /// Lets three callers append at the same time. One who is not woken is a deadlock, which loom reports.
+    fn model(append: impl Fn(&Log) + Copy + Send + Sync + 'static) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.max_branches = 100_000;
+        model.check(move || {
+            let log = Arc::new(Log {
+                commit: GroupCommit::new(0),
+                poison: Poison::default(),
+                published: AtomicU64::new(0),
+                synced: AtomicU64::new(0),
+            });
+            let callers: Vec<_> = (0..3)
+                .map(|_| {
+                    let log = Arc::clone(&log);
+                    thread::spawn(move || append(&log))
+                })
+                .collect();
+            callers.into_iter().for_each(|caller| caller.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn every_waiter_is_woken_by_the_sync_that_covers_it_or_leads_the_next() {
+        model(|log| log.append(|| log.sync()).unwrap());
+    }
+
+    #[test]
+    fn every_waiter_is_woken_after_a_failed_sync() {
+        model(|log| assert!(log.append(|| Err(io::ErrorKind::Other.into())).is_err()));
+    }
+
+    /// The sync succeeds for whom it covers, and meanwhile another segment's has failed.
+    #[test]
+    fn every_waiter_is_woken_by_poison_from_elsewhere() {
+        model(|log| {
+            let told = log.append(|| {
+                log.poison.set("elsewhere", &io::ErrorKind::Other.into());
+                log.sync()
+            });
+            assert!(told.is_ok() || log.poison.is_set());
+        });
     }
 }

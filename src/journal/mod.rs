@@ -21,16 +21,16 @@ pub(crate) mod watermark;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Record;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Condvar, Mutex};
 use arc_swap::{ArcSwap, Guard};
 use codec::{Binding, HEADER, Meta, RecordRef, SEGMENT_HEAD, SegmentHeader};
 use commit::Poison;
 use media::Storage;
-use parking_lot::{Condvar, Mutex};
 use segment::Segment;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A sequence of segments whose records live about equally long.
@@ -469,7 +469,7 @@ impl Journal {
     }
 
     /// Keeps every segment's mark and seal as they are.
-    pub(crate) fn sealing(&self) -> parking_lot::MutexGuard<'_, ()> {
+    pub(crate) fn sealing(&self) -> crate::sync::MutexGuard<'_, ()> {
         self.sealing.lock()
     }
 

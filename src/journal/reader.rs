@@ -42,6 +42,8 @@ pub(crate) struct Scan {
     /// Offset below which a mark or seal says that all is durable.
     pub(crate) durable: u64,
     pub(crate) is_sealed: bool,
+    /// Whether the segment's head repeats the seal.
+    pub(crate) head_is_sealed: bool,
     /// In order of offset; the last may end at the last byte that isn't zero.
     pub(crate) gaps: Vec<Gap>,
     /// Whether it holds records of the reservations stream.
@@ -69,6 +71,7 @@ pub(crate) fn scan(bytes: &[u8], binding: Binding, base: u64) -> Scan {
     let mut scan = Scan::blank();
     if let Ok(mark) = RecordRef::check(binding, bytes, HEAD_MARK) {
         scan.durable = scan.durable.max(mark.fence().saturating_sub(base));
+        scan.head_is_sealed = mark.kind() == Kind::Seal;
     }
     let mut at = SEGMENT_HEAD;
     while let Some(found) = next_written(bytes, at) {

@@ -14,9 +14,10 @@ use super::mmap::Region;
 use super::watermark::Watermark;
 use crate::error::Error;
 use crate::record::Record;
-use crossbeam_utils::{Backoff, CachePadded};
+use crate::sync::Backoff;
+use crate::sync::atomic::{self, AtomicBool, AtomicU64, Ordering};
+use crossbeam_utils::CachePadded;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Handles to a segment's bytes are counted in so many groups, so that an erasure waits for few of them.
@@ -407,7 +408,7 @@ impl Segment {
     pub(crate) fn is_pinned(&self, lsn: u64) -> bool {
         let count = Arc::strong_count(self.stripe(lsn));
         // Pairs with the release in the drop of the last handle: its reads came before.
-        std::sync::atomic::fence(Ordering::Acquire);
+        atomic::fence(Ordering::Acquire);
         count > 1
     }
 

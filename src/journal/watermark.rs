@@ -8,10 +8,8 @@
 //! The load that sees the predecessor's store acquires what it released, and our store releases both, so that a
 //! reader who acquires the watermark sees every byte below it, whoever wrote it.
 
-#[cfg(oncekey_loom)]
-use loom::sync::atomic::{AtomicU64, Ordering};
-#[cfg(not(oncekey_loom))]
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::Backoff;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Offset up to which every byte is written.
 #[derive(Debug)]
@@ -39,13 +37,9 @@ impl Watermark {
     /// Waits until everything below `at` is written.
     #[cold]
     pub(crate) fn wait_for(&self, at: u64) {
-        #[cfg(not(oncekey_loom))]
-        let backoff = crossbeam_utils::Backoff::new();
+        let backoff = Backoff::new();
         while self.0.load(Ordering::Acquire) < at {
-            #[cfg(not(oncekey_loom))]
             backoff.snooze();
-            #[cfg(oncekey_loom)]
-            loom::thread::yield_now();
         }
     }
 }

@@ -15,8 +15,8 @@ mod word;
 
 pub(crate) use word::Word;
 
+use crate::sync::{Mutex, MutexGuard};
 use crossbeam_utils::CachePadded;
-use parking_lot::{Mutex, MutexGuard};
 use word::StateWord;
 
 /// A key's place in the table.

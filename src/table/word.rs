@@ -4,6 +4,7 @@
 //! writer that read an older state fails, and nothing is ever read in two halves.
 
 use crate::state::Phase;
+// Not shuttle's: a slot keeps its size, and is touched only under its shard's lock.
 #[cfg(oncekey_loom)]
 use loom::sync::atomic::{AtomicU64, Ordering};
 #[cfg(not(oncekey_loom))]

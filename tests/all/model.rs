@@ -2,6 +2,7 @@
 //!
 //! `ONCEKEY_CASES` sets how many runs there are.
 
+#[path = "../sim/world.rs"]
 mod world;
 
 use oncekey::testing::DiskOp;
@@ -118,5 +119,23 @@ fn an_erased_key_does_not_come_back_with_a_segment_whose_removal_was_not_durable
             &[Op::Erase { key: 5 }, Op::Erase { key: 6 }, Op::Erase { key: 7 }, restart(Restart::CloseAndCut, 3)],
         ];
         World::run(false, &ops.concat());
+    }
+}
+
+/// Found by the simulation: a seal without its copy in the head, after which zeros over all records were taken for a spare.
+#[test]
+fn a_seal_whose_writing_was_cut_short_is_repeated_in_the_head() {
+    for (after, seed) in (0..6).flat_map(|after| (0..6).map(move |seed| (after, seed))) {
+        let failing = Op::Restart { how: Restart::Death, seed, failing: Some((DiskOp::Overwrite, after)) };
+        let mut world = World::new(false);
+        for op in [reserve(4), Op::Sync, failing, restart(Restart::Close, 0)] {
+            world.step(op);
+        }
+        let files = world.disk.files();
+        let segments = files.iter().filter(|(name, _)| name.ends_with(".seg"));
+        let used = segments.map(|(name, _)| world.disk.contents(name).expect("it was just listed"));
+        for bytes in used.filter(|bytes| bytes[4096..].iter().any(|byte| *byte != 0)) {
+            assert_eq!(bytes[512], 0x52, "the head does not say that the segment is sealed, after {after}");
+        }
     }
 }

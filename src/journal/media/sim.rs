@@ -6,7 +6,7 @@
 
 use super::{Blob, Region, Storage};
 use crate::error::{Error, Result};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -96,24 +96,30 @@ impl SimDisk {
 
     /// The disk as the next process finds it after a `kill -9`: all that was written, synced or not.
     pub fn after_process_death(&self) -> SimDisk {
-        self.image(&mut || true, false)
+        self.image(&mut || true, None)
     }
 
     /// The disk after a power cut; `keep` decides for each unsynced sector and name whether it got through.
     pub fn after_power_cut(&self, mut keep: impl FnMut() -> bool) -> SimDisk {
-        self.image(&mut keep, true)
+        self.image(&mut keep, Some(1))
     }
 
-    fn image(&self, keep: &mut dyn FnMut() -> bool, power_cut: bool) -> SimDisk {
+    /// As [`after_power_cut`](SimDisk::after_power_cut), but that the sectors of a 4 KiB page get through together.
+    pub fn after_power_cut_in_pages(&self, mut keep: impl FnMut() -> bool) -> SimDisk {
+        self.image(&mut keep, Some(4096 / SECTOR))
+    }
+
+    /// With `torn` a power cut that decides for so many sectors at a time.
+    fn image(&self, keep: &mut dyn FnMut() -> bool, torn: Option<usize>) -> SimDisk {
         let disk = self.0.lock();
         let mut names = BTreeMap::new();
         let mut durable_names = BTreeMap::new();
         let mut copies: BTreeMap<*const SimFile, Arc<SimFile>> = BTreeMap::new();
         let mut copy = |file: &Arc<SimFile>, keep: &mut dyn FnMut() -> bool| {
-            let copy = copies.entry(Arc::as_ptr(file)).or_insert_with(|| Arc::new(file.image(keep, power_cut)));
+            let copy = copies.entry(Arc::as_ptr(file)).or_insert_with(|| Arc::new(file.image(keep, torn)));
             Arc::clone(copy)
         };
-        if power_cut {
+        if torn.is_some() {
             names.extend(disk.durable_names.iter().map(|(name, file)| (name.clone(), copy(file, keep))));
             for name in &disk.unsynced_names {
                 if keep() {
@@ -128,7 +134,7 @@ impl SimDisk {
             names.extend(disk.names.iter().map(|(name, file)| (name.clone(), copy(file, keep))));
             durable_names.extend(disk.durable_names.iter().map(|(name, file)| (name.clone(), copy(file, keep))));
         }
-        let unsynced_names = if power_cut { BTreeSet::new() } else { disk.unsynced_names.clone() };
+        let unsynced_names = if torn.is_some() { BTreeSet::new() } else { disk.unsynced_names.clone() };
         let capacity = disk.capacity;
         SimDisk(Arc::new(Mutex::new(Disk { names, durable_names, unsynced_names, capacity, ..Disk::default() })))
     }
@@ -174,14 +180,17 @@ impl SimDisk {
 impl SimFile {
     fn new(contents: Vec<u8>) -> Self {
         let region = Region::anonymous(contents.len().max(1)).expect("memory for a simulated file");
-        region.write(0, &contents);
+        // The rest is zero as it is, and needs no memory.
+        let is_written = |sector: &[u8]| sector != &[0; SECTOR][..sector.len()];
+        let sectors = contents.chunks(SECTOR).rposition(is_written).map_or(0, |last| last + 1);
+        region.write(0, &contents[..(sectors * SECTOR).min(contents.len())]);
         let images = Images { live: contents.clone(), durable: contents, dirty: BTreeSet::new() };
         SimFile { region: Arc::new(region), images: Mutex::new(images) }
     }
 
-    fn image(&self, keep: &mut dyn FnMut() -> bool, power_cut: bool) -> SimFile {
+    fn image(&self, keep: &mut dyn FnMut() -> bool, torn: Option<usize>) -> SimFile {
         let images = self.images.lock();
-        if !power_cut {
+        let Some(unit) = torn else {
             let file = SimFile::new(images.live.clone());
             {
                 let mut copy = file.images.lock();
@@ -189,10 +198,14 @@ impl SimFile {
                 copy.dirty.clone_from(&images.dirty);
             }
             return file;
-        }
+        };
         let mut contents = images.durable.clone();
+        let mut decided = (usize::MAX, false);
         for &sector in &images.dirty {
-            if keep() {
+            if decided.0 != sector / unit {
+                decided = (sector / unit, keep());
+            }
+            if decided.1 {
                 let range = sector * SECTOR..((sector + 1) * SECTOR).min(contents.len());
                 contents[range.clone()].copy_from_slice(&images.live[range]);
             }

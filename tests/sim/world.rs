@@ -4,12 +4,12 @@
 //! of the records written since the last opening, those with a promise to survive this kind of crash did, and any of
 //! the others may have. The next look at the key narrows them down; an answer that fits none of them is a bug.
 //!
-//! The same code runs under proptest and under the fuzzer, so an operation is decoded from a few bytes.
+//! The same code runs in the simulation, under proptest and under the fuzzer, so an operation is decoded from a few bytes.
 
 use oncekey::testing::{DiskOp, SimDisk};
 use oncekey::{
-    Durability, Error, ErrorKind, Fingerprint, ManualClock, Mismatch, Outcome, Pending, Record, Request, Reservation,
-    Retention, Store, Wait,
+    Builder, Durability, Error, ErrorKind, Fingerprint, ManualClock, Mismatch, Outcome, Pending, Record, RecoveryMode,
+    Request, Reservation, Retention, Store, Wait,
 };
 use std::io;
 use std::sync::Arc;
@@ -23,27 +23,79 @@ const SEGMENT_LEN: u64 = 64 * 1024;
 const START_MS: u64 = 1_767_225_600_000;
 const SCOPES: [&str; 3] = ["", "red", "blue"];
 const HELD_RECORDS: usize = 8;
+/// One in use a stream, spares, and what a restart sealed before it was full.
+const MOST_SEGMENTS: u64 = 40;
 
 /// One step of a run.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
-    Reserve { key: u8, payload: u8, lease_ms: u64, kept_ms: Option<u64>, synced: bool, auto_renew: bool },
-    Complete { guard: u8, len: usize },
-    Fail { guard: u8, len: usize },
-    Release { guard: u8 },
-    Renew { guard: u8 },
-    Point { guard: u8, len: usize },
-    Drop { guard: u8 },
-    Get { key: u8 },
-    Poll { pending: u8 },
-    Erase { key: u8 },
-    EraseScope { scope: u8 },
-    Advance { ms: u64 },
-    Maintain { budget: usize },
+    Reserve {
+        key: u8,
+        payload: u8,
+        lease_ms: u64,
+        kept_ms: Option<u64>,
+        synced: bool,
+        auto_renew: bool,
+    },
+    Complete {
+        guard: u8,
+        len: usize,
+    },
+    Fail {
+        guard: u8,
+        len: usize,
+    },
+    Release {
+        guard: u8,
+    },
+    Renew {
+        guard: u8,
+    },
+    Point {
+        guard: u8,
+        len: usize,
+    },
+    Drop {
+        guard: u8,
+    },
+    Get {
+        key: u8,
+    },
+    Poll {
+        pending: u8,
+    },
+    Erase {
+        key: u8,
+    },
+    EraseScope {
+        scope: u8,
+    },
+    Advance {
+        ms: u64,
+    },
+    Maintain {
+        budget: usize,
+    },
     Sync,
     Verify,
-    Break { op: DiskOp, after: u64 },
-    Restart { how: Restart, seed: u64, failing: Option<(DiskOp, u64)> },
+    Break {
+        op: DiskOp,
+        after: u64,
+    },
+    /// The disk takes so many more segments, and no more than that.
+    Tighten {
+        segments: u64,
+    },
+    Loosen,
+    /// Closed, damaged at rest, and opened; then the undamaged files are opened.
+    Rot {
+        seed: u64,
+    },
+    Restart {
+        how: Restart,
+        seed: u64,
+        failing: Option<(DiskOp, u64)>,
+    },
 }
 
 /// How a store ends.
@@ -89,10 +141,15 @@ impl Op {
             224..=229 => Op::Sync,
             230..=232 => Op::Verify,
             233..=237 => Op::Break { op: disk_op(a), after: u64::from(b % 12) },
-            238..=255 => Op::Restart {
+            238..=239 => match a % 8 {
+                7 => Op::Loosen,
+                segments => Op::Tighten { segments: u64::from(segments % 4) },
+            },
+            240..=241 => Op::Rot { seed: u64::from_le_bytes([a, b, c, d, e, 0, 0, 0]) },
+            242..=255 => Op::Restart {
                 how: [Restart::Cut, Restart::Death, Restart::Close, Restart::CloseAndCut][usize::from(a) % 4],
                 seed: u64::from(b) << 8 | u64::from(c),
-                failing: (d % 3 == 1).then(|| (disk_op(e), u64::from(e / 8))),
+                failing: (d % 3 > 0).then(|| (disk_op(e), u64::from(e / 8 % 8))),
             },
         }
     }
@@ -271,6 +328,24 @@ pub struct World {
     serial: u64,
     /// A failure was asked for and may strike.
     is_armed: bool,
+    /// The disk may be full.
+    is_tight: bool,
+    pub tally: Tally,
+}
+
+/// What a run went through.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub steps: u64,
+    /// Disks opened as a power cut left them.
+    pub power_cuts: u64,
+    /// Disks opened as a dead process left them.
+    pub deaths: u64,
+    /// Recoveries that were cut short, each followed by another.
+    pub cut_recoveries: u64,
+    /// Disks opened after damage at rest, and how many of them were refused.
+    pub damaged: u64,
+    pub refused: u64,
 }
 
 fn name(key: u8) -> String {
@@ -292,23 +367,37 @@ fn fingerprint(payload: u8) -> Fingerprint {
 /// Whether a file of the disk holds any byte string that only this key's records hold.
 fn leaves_a_trace(disk: &SimDisk, key: u8) -> bool {
     let needle = format!("needle-{key:02}-");
-    disk.files().iter().any(|(file, _)| {
-        let bytes = disk.contents(file).unwrap_or_default();
-        bytes.split(|byte| *byte == b'n').any(|rest| rest.starts_with(&needle.as_bytes()[1..]))
-    })
+    let is_in = |bytes: Vec<u8>| memchr::memmem::find(&bytes, needle.as_bytes()).is_some();
+    disk.files().iter().any(|(file, _)| disk.contents(file).is_some_and(is_in))
 }
 
-/// Numbers that look random, for what a power cut keeps.
+/// Numbers that look random (xorshift64*, Vigna 2016).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// From 0 up to, not including, `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        ((u128::from(self.next()) * end as u128) >> 64) as usize
+    }
+}
+
+/// What a power cut keeps.
 fn chooser(seed: u64) -> impl FnMut() -> bool {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = Random::new(seed);
     // Some cuts keep nearly nothing, some nearly all.
     let limit = [u64::MAX / 2, u64::MAX / 16, u64::MAX / 16 * 15, 0][(seed % 4) as usize];
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d) < limit
-    }
+    move || random.next() < limit
 }
 
 impl World {
@@ -327,13 +416,15 @@ impl World {
             newest_fence: 0,
             serial: 0,
             is_armed: false,
+            is_tight: false,
+            tally: Tally::default(),
         };
         world.store = Some(world.open().expect("a new store opens"));
         world
     }
 
     /// Carries out the operations, one after the other, and then closes and reopens the store.
-    pub fn run(collide: bool, ops: &[Op]) {
+    pub fn run(collide: bool, ops: &[Op]) -> Tally {
         let mut world = World::new(collide);
         for op in ops {
             world.step(*op);
@@ -346,11 +437,13 @@ impl World {
             let lease_ms = 1_000;
             world.step(Op::Reserve { key, payload: 1, lease_ms, kept_ms: None, synced: false, auto_renew: false });
         }
+        world.tally
     }
 
     /// Carries out one operation, and compares.
     pub fn step(&mut self, op: Op) {
         let (guards, pendings) = (self.guards.len(), self.pendings.len());
+        self.tally.steps += 1;
         match op {
             Op::Reserve { key, payload, lease_ms, kept_ms, synced, auto_renew } => {
                 self.reserve(key, payload, lease_ms, kept_ms, synced, auto_renew);
@@ -399,7 +492,24 @@ impl World {
                 self.disk.fail(op, after, io::ErrorKind::Other);
                 self.is_armed = true;
             }
-            Op::Restart { how, seed, failing } => self.restart(how, seed, failing),
+            Op::Tighten { segments } => {
+                let used: u64 = self.disk.files().iter().map(|(_, len)| len).sum();
+                self.disk.set_capacity(Some(used + segments * SEGMENT_LEN));
+                self.is_tight = true;
+            }
+            Op::Loosen => {
+                self.disk.set_capacity(None);
+                self.is_tight = false;
+            }
+            Op::Rot { seed } => {
+                let files = self.restart(Restart::Close, seed, None);
+                if let Some(files) = files {
+                    self.rot(&files, seed);
+                }
+            }
+            Op::Restart { how, seed, failing } => {
+                self.restart(how, seed, failing);
+            }
         }
         for (record, bytes) in &self.records {
             assert_eq!(record.bytes(), bytes, "the bytes of a record changed while it was held");
@@ -417,10 +527,12 @@ impl World {
     /// An error that only a failing disk explains.
     #[track_caller]
     fn expect_failure(&self, error: &Error) {
-        assert!(
-            matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned) && self.is_armed,
-            "no disk failed, and yet: {error:?}"
-        );
+        let is_explained = match error.kind() {
+            ErrorKind::Io | ErrorKind::Poisoned => self.is_armed,
+            ErrorKind::StorageFull => self.is_tight,
+            _ => false,
+        };
+        assert!(is_explained, "no disk failed, and yet: {error:?}");
     }
 
     /// An answer or a recovery point, different from all others.
@@ -433,15 +545,20 @@ impl World {
     }
 
     fn open(&self) -> Result<Store, Error> {
+        self.builder().open_simulated(&self.disk)
+    }
+
+    fn builder(&self) -> Builder {
         let mut builder = Store::builder()
             .clock(Arc::clone(&self.clock))
             .background(false)
             .durability(Durability::Buffered)
-            .segment_size(SEGMENT_LEN);
+            .segment_size(SEGMENT_LEN)
+            .seed(1);
         if self.collide {
             builder = builder.fixed_hash(0x0123_4567_89ab_cdef);
         }
-        builder.open_simulated(&self.disk)
+        builder
     }
 
     fn reserve(&mut self, key: u8, payload: u8, lease_ms: u64, kept_ms: Option<u64>, synced: bool, auto_renew: bool) {
@@ -662,6 +779,11 @@ impl World {
                     model.states = vec![State::Reserved { claim, lease_until_ms, auto_renew: guard.auto_renew }];
                 }
             }
+            ErrorKind::StorageFull => {
+                self.expect_failure(error);
+                let model = &mut self.keys[usize::from(guard.key)];
+                model.narrow(now_ms, "a verdict without room", |state| state.is_owned_by(fence));
+            }
             kind => panic!("{kind:?}: {error:?}"),
         }
         self.guards.push(guard);
@@ -821,6 +943,21 @@ impl World {
             Err(error) => self.expect_failure(&error),
         }
         self.check_count();
+        self.check_space(budget);
+    }
+
+    /// Upkeep that ran to its end leaves a bounded number of segments, however many there were.
+    fn check_space(&self, budget: usize) {
+        if self.is_armed || self.is_tight || budget < usize::MAX {
+            return;
+        }
+        let answers = self.keys.iter().flat_map(|model| &model.states).map(|state| match state {
+            State::Completed(answer) => answer.bytes.len() as u64,
+            State::Vacant | State::Reserved { .. } | State::Interrupted { .. } => 0,
+        });
+        let (live, used) = (answers.sum::<u64>(), self.disk.files().iter().map(|(_, len)| len).sum::<u64>());
+        let bound = 2 * live + MOST_SEGMENTS * SEGMENT_LEN;
+        assert!(used <= bound, "{used} bytes on disk for {live} of answers");
     }
 
     fn check_count(&self) {
@@ -836,13 +973,16 @@ impl World {
         }
     }
 
-    fn restart(&mut self, how: Restart, seed: u64, failing: Option<(DiskOp, u64)>) {
+    /// Returns the files of a store that ended well, as they were before it was opened again.
+    fn restart(&mut self, how: Restart, seed: u64, failing: Option<(DiskOp, u64)>) -> Option<SimDisk> {
         let store = self.store.take().expect("the store is open between operations");
         let mut power_cut = how == Restart::Cut;
         let mut keep = chooser(seed);
+        let mut random = Random::new(seed);
+        let ended_well = how == Restart::Close && !self.is_armed;
         let image = match how {
             Restart::Death => self.disk.after_process_death(),
-            Restart::Cut => self.disk.after_power_cut(&mut keep),
+            Restart::Cut => cut(&self.disk, seed, &mut keep),
             Restart::Close | Restart::CloseAndCut => {
                 let was_poisoned = store.stats().is_poisoned;
                 match store.clone().close() {
@@ -856,7 +996,7 @@ impl World {
                 }
                 if how == Restart::CloseAndCut {
                     power_cut = true;
-                    self.disk.after_power_cut(&mut keep)
+                    cut(&self.disk, seed, &mut keep)
                 } else if self.is_armed {
                     // The same, without the failures still to come.
                     self.disk.after_process_death()
@@ -875,25 +1015,30 @@ impl World {
         }
         self.disk = image;
         self.is_armed = false;
-        let store = match failing {
-            None => self.open(),
-            Some((op, after)) => {
+        let before = ended_well.then(|| self.disk.after_process_death());
+        // A recovery that is cut short, and so is, now and then, the one after that.
+        let mut failing = failing;
+        let mut was_cut = power_cut;
+        let store = loop {
+            *if was_cut { &mut self.tally.power_cuts } else { &mut self.tally.deaths } += 1;
+            if let Some((op, after)) = failing {
                 self.disk.fail(op, after, io::ErrorKind::Other);
                 self.is_armed = true;
-                self.open().or_else(|error| {
-                    self.expect_failure(&error);
-                    self.is_armed = false;
-                    if seed.is_multiple_of(2) {
-                        self.disk = self.disk.after_process_death();
-                    } else {
-                        power_cut = true;
-                        self.disk = self.disk.after_power_cut(&mut keep);
-                    }
-                    self.open()
-                })
             }
+            let error = match self.open() {
+                Ok(store) => break store,
+                Err(error) if failing.is_some() => error,
+                Err(error) => panic!("no crash is corruption, and yet: {error:?}"),
+            };
+            self.expect_failure(&error);
+            self.is_armed = false;
+            self.tally.cut_recoveries += 1;
+            let choice = random.next();
+            failing = (choice % 4 < 2).then(|| (disk_op((choice >> 8) as u8), choice >> 16 & 7));
+            was_cut = choice % 2 == 1;
+            power_cut |= was_cut;
+            self.disk = if was_cut { cut(&self.disk, choice, &mut keep) } else { self.disk.after_process_death() };
         };
-        let store = store.unwrap_or_else(|error| panic!("no crash is corruption, and yet: {error:?}"));
         for model in &mut self.keys {
             model.crash(power_cut);
             for state in &mut model.states {
@@ -910,5 +1055,128 @@ impl World {
         if let Some(key) = erased {
             assert!(!leaves_a_trace(&self.disk, key), "key {key} was erased, and bytes of it are back");
         }
+        before
     }
+
+    /// Opens files of a closed store that were damaged at rest: exact answers, or a refusal that changes nothing.
+    fn rot(&mut self, files: &SimDisk, seed: u64) {
+        let mut random = Random::new(seed);
+        let what = damage(files, &mut random);
+        files.set_capacity(None);
+        let before = all_bytes(files);
+        self.tally.damaged += 1;
+        match self.builder().open_simulated(files) {
+            Ok(store) => self.check_damaged(&store, &what, true),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error:?}");
+                assert!(before == all_bytes(files), "{what}: refused, and yet files were changed");
+                self.tally.refused += 1;
+                // What is missing then is named; what is there is right.
+                match self.builder().recovery(RecoveryMode::Salvage).open_simulated(files) {
+                    Ok(store) => {
+                        assert!(
+                            !store.recovery().lost.is_empty(),
+                            "{what}: salvage lost nothing, strict said {error:?}"
+                        );
+                        self.check_damaged(&store, &what, false);
+                    }
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: salvage: {error:?}"),
+                }
+            }
+        }
+    }
+
+    /// Compares all keys with the model; `is_exact` if none may be missing.
+    fn check_damaged(&self, store: &Store, what: &str, is_exact: bool) {
+        for key in 0..KEYS {
+            let name = name(key);
+            let states: Vec<State> = self.keys[usize::from(key)].states.iter().map(|s| s.at(self.now_ms)).collect();
+            let request = Request::new(&name).scope(scope(key)).operation(operation(key));
+            let answer = store.get(&request).unwrap_or_else(|error| panic!("{what}: key {key}: {error:?}"));
+            let fits = |state: &State| match &answer {
+                Some(record) => state.is_answered_by(record),
+                None => !is_exact || !matches!(state, State::Completed(_)),
+            };
+            assert!(states.iter().any(fits), "{what}: key {key} is {answer:?}, and can only be {states:#?}");
+            let Some(asked) = states.iter().find_map(State::fingerprint) else { continue };
+            let outcome = match store.reserve(&request.fingerprint(asked)) {
+                Ok(outcome) => outcome,
+                Err(error) => panic!("{what}: key {key}: {error:?}"),
+            };
+            let fits = |state: &State| match &outcome {
+                Outcome::Replay(record) => state.is_answered_by(record),
+                Outcome::InFlight(_) => false,
+                // In salvage the record that says otherwise may be what was lost.
+                Outcome::Reserved(_) | Outcome::Interrupted(_) | Outcome::Mismatch(_) if !is_exact => true,
+                Outcome::Reserved(_) => *state == State::Vacant,
+                Outcome::Interrupted(guard) => {
+                    matches!(state, State::Interrupted { claim } if guard.attempt() == claim.attempt + 1)
+                }
+                Outcome::Mismatch(mismatch) => state.fingerprint() == Some(mismatch.stored),
+            };
+            assert!(states.iter().any(fits), "{what}: key {key}: {outcome:?}, and can only be {states:#?}");
+        }
+    }
+}
+
+/// The disk after a power cut that tears sectors or, as often, whole pages.
+fn cut(disk: &SimDisk, seed: u64, keep: &mut impl FnMut() -> bool) -> SimDisk {
+    if seed & 4 == 0 { disk.after_power_cut(keep) } else { disk.after_power_cut_in_pages(keep) }
+}
+
+fn all_bytes(disk: &SimDisk) -> Vec<(String, Vec<u8>)> {
+    disk.files().into_iter().map(|(name, _)| (name.clone(), disk.contents(&name).unwrap_or_default())).collect()
+}
+
+/// Damages one file, or two, and says how.
+fn damage(disk: &SimDisk, random: &mut Random) -> String {
+    let mut files = all_bytes(disk);
+    files.retain(|(_, bytes)| !bytes.is_empty());
+    let kind = random.below(8);
+    let at = random.below(files.len());
+    let other = random.below(files.len());
+    let (name, mut bytes) = files[at].clone();
+    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
+    let len = bytes.len();
+    let start = random.below(used);
+    let end = (start + 1 + random.below(4096)).min(len);
+    let what = match kind {
+        0 | 1 => {
+            let bit = random.below(8);
+            bytes[start] ^= 1 << bit;
+            format!("bit {bit} of byte {start} flipped")
+        }
+        2 => {
+            bytes[start..end].fill(0);
+            format!("bytes {start} to {end} zeroed")
+        }
+        3 => {
+            bytes[start..end].fill(0xff);
+            format!("bytes {start} to {end} set to ones")
+        }
+        4 => {
+            let (from, to) = (start / 512 * 512, random.below(used) / 512 * 512);
+            let sector = |at: usize| at..(at + 512).min(len);
+            let moved = bytes[sector(from)].to_vec();
+            let there = to..(to + moved.len()).min(len);
+            bytes[there.clone()].copy_from_slice(&moved[..there.len()]);
+            format!("sector at {from} written to {to}")
+        }
+        5 => {
+            bytes.truncate(start);
+            format!("truncated to {start}")
+        }
+        6 => {
+            bytes.extend([7; 64]);
+            "64 bytes longer".to_owned()
+        }
+        _ => {
+            let (other, theirs) = &files[other];
+            disk.put(other, bytes);
+            bytes = theirs.clone();
+            format!("swapped with {other}")
+        }
+    };
+    disk.put(&name, bytes);
+    format!("{name}: {what}")
 }

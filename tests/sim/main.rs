@@ -1,0 +1,125 @@
+//! Deterministic simulation: the whole engine on a simulated disk and clock, beside a model that knows what it may answer.
+//!
+//! A seed is a history. `--seeds 2000 --ops 2000` runs two thousand of them; a seed that fails is shrunk to the operations
+//! that it takes to fail, and the command that replays it is printed.
+
+mod shrink;
+mod world;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+use world::{OP_LEN, Op, Random, Tally};
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// How many seeds, from that one on.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// Operations a seed.
+    #[arg(long, default_value_t = 2000)]
+    ops: usize,
+    /// Threads, each with seeds of its own; as many as there are processors by default.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
+    let started = Instant::now();
+    let bar = ProgressBar::new(args.seeds)
+        .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {eta} left").expect("a template"));
+    let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+    let total = Mutex::new(Tally::default());
+    // What a failing seed panics with is told once, when it is shrunk.
+    std::panic::set_hook(Box::new(|_| {}));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !failed.load(Ordering::Relaxed) {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= args.seeds {
+                        break;
+                    }
+                    match run(args.seed + at, args.ops) {
+                        Ok(tally) => total.lock().unwrap_or_else(PoisonError::into_inner).add(&tally),
+                        Err(report) => {
+                            failed.store(true, Ordering::Relaxed);
+                            bar.suspend(|| eprintln!("{report}"));
+                        }
+                    }
+                    bar.inc(1);
+                }
+            });
+        }
+    });
+    bar.finish_and_clear();
+    if failed.into_inner() {
+        return ExitCode::FAILURE;
+    }
+    let Tally { steps, power_cuts, deaths, cut_recoveries, damaged, refused } =
+        total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!(
+        "seeds {}, operations {steps}, power cuts {power_cuts}, deaths and closings {deaths}, cut recoveries {cut_recoveries}, \
+         damaged {damaged} (refused {refused}), violations 0, {:.0} s",
+        args.seeds,
+        started.elapsed().as_secs_f64()
+    );
+    ExitCode::SUCCESS
+}
+
+/// One history; an error is what to print.
+fn run(seed: u64, len: usize) -> Result<Tally, String> {
+    let (collide, ops) = history(seed, len);
+    let answer = shrink::outcome(collide, &ops);
+    answer.map_err(|_| {
+        let (ops, message) = shrink::shrink(collide, ops);
+        let ops: Vec<String> = ops.iter().map(|op| format!("    Op::{op:?},")).collect();
+        format!(
+            "seed {seed} fails; replay it with\n    make sim SEED={seed} OPS={len}\nshrunk to {} operations{}:\n{}\n{message}",
+            ops.len(),
+            if collide { " on keys of one hash" } else { "" },
+            ops.join("\n"),
+        )
+    })
+}
+
+/// The operations of a seed: drawn from some that the seed drew before, so that each has rates and keys of its own.
+fn history(seed: u64, len: usize) -> (bool, Vec<Op>) {
+    let mut random = Random::new(seed ^ 0x5eed_0000_0000_0000);
+    let mut bytes = || {
+        let word = random.next().to_le_bytes();
+        let mut op = [0; OP_LEN];
+        op.copy_from_slice(&word[..OP_LEN]);
+        op
+    };
+    let palette: Vec<_> = (0..96).map(|_| bytes()).collect();
+    let ops = (0..len).map(|_| {
+        let [choice, fresh, ..] = bytes();
+        let mut op = palette[usize::from(choice) % palette.len()];
+        // The kind is the palette's, and half of the time all that goes with it.
+        if fresh % 2 == 0 {
+            op[1..].copy_from_slice(&bytes()[1..]);
+        }
+        Op::decode(op)
+    });
+    (seed.is_multiple_of(5), ops.collect())
+}
+
+impl Tally {
+    fn add(&mut self, other: &Tally) {
+        self.steps += other.steps;
+        self.power_cuts += other.power_cuts;
+        self.deaths += other.deaths;
+        self.cut_recoveries += other.cut_recoveries;
+        self.damaged += other.damaged;
+        self.refused += other.refused;
+    }
+}
