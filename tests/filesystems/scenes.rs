@@ -419,8 +419,8 @@ fn shut_down(ground: &Ground, durability: Durability) -> Result<()> {
 
 /// The first record of a page is refused, so that nothing is in memory where it should have been written.
 fn shut_down_at_a_page(ground: &Ground) -> Result<()> {
-    // With a record's header and the lengths that precede a stored key it fills a page.
-    let long = "k".repeat(4096 - 64 - 4);
+    // It fills a page together with its record's header, the lengths before a stored key, and the mark of the sync.
+    let long = "k".repeat(4096 - 64 - 4 - 64);
     let settings = settings().durability(Buffered).background(false).max_key_len(8192);
     let store = settings.clone().open(ground.store())?;
     drop(store.reserve(&Request::new(&long))?);
