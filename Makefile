@@ -1,5 +1,5 @@
 # `make test` installs what the machine lacks and runs all tests; the other targets are for people at work.
-.PHONY: test setup unit loom shuttle linear fuzz demo bench lint
+.PHONY: test setup unit loom shuttle linear filesystems filesystems-release fuzz demo bench lint
 
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 20
@@ -47,3 +47,10 @@ lint:
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	cargo clippy --locked --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+# Real file systems on small disks that fill up, fail and lose their power; needs root, loop devices and FUSE.
+filesystems:
+	cargo test --locked --release --test filesystems
+
+filesystems-release:
+	cargo test --locked --release --test filesystems -- --images 1000 --every-call

@@ -1139,7 +1139,8 @@ fn damage(disk: &SimDisk, random: &mut Random) -> String {
     let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
     let len = bytes.len();
     let start = random.below(used);
-    let end = (start + 1 + random.below(4096)).min(len);
+    // Zeros from a segment's head mark to its only record's end would make it a spare (docs/design.md, Known limits).
+    let end = (start + 1 + random.below(3584)).min(len);
     let what = match kind {
         0 | 1 => {
             let bit = random.below(8);
