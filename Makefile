@@ -1,15 +1,19 @@
-# `make test` installs what the machine lacks and runs all tests; the other targets are for people at work.
-.PHONY: test setup unit loom shuttle linear filesystems filesystems-release fuzz demo bench lint
+# `make test` installs what the machine lacks and runs the tests of every change; docs/testing.md tells of the longer ones.
+.PHONY: test setup unit loom sim sim-many shuttle linear torture torture-release filesystems filesystems-release fuzz demo bench lint
 
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 20
-# Histories of real threads to record and check; ten times as many before a release.
-HISTORIES ?= 100000
+# The history to simulate, its operations, and how many histories `sim-many` runs: 2000 for the figures of docs/testing.md.
+SEED ?= 0
+OPS ?= 2000
+SEEDS ?= 300
+# Histories of real threads to record and check.
+HISTORIES ?= 20000
 # Schedules to run the whole store under.
-SCHEDULES ?= 100000
+SCHEDULES ?= 20000
 FUZZ_TARGETS = $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 
-test: setup unit loom shuttle linear fuzz demo
+test: setup unit loom sim-many fuzz demo
 
 setup:
 	.ci/install
@@ -21,6 +25,13 @@ unit:
 # Every interleaving of the steps of the state word, the watermark, group commit and the waking of waiters.
 loom:
 	RUSTFLAGS="--cfg oncekey_loom" CARGO_TARGET_DIR=target/loom cargo test --locked --release --lib loom_
+
+# One simulated history, as a failing seed says: `make sim SEED=7 OPS=2000`.
+sim:
+	cargo test --locked --release --test sim -- --seed $(SEED) --ops $(OPS)
+
+sim-many:
+	cargo test --locked --release --test sim -- --seeds $(SEEDS) --ops $(OPS)
 
 # The whole store, with each lock, condition and atomic scheduled by chance.
 shuttle:
@@ -45,8 +56,16 @@ bench:
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo clippy --locked --all-features --test '*' -- -D warnings
 	cargo clippy --locked --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+# Processes killed at random, and at system calls; needs strace.
+torture:
+	cargo test --locked --release --test torture -- --cycles 300 --acks 100000
+
+torture-release:
+	cargo test --locked --release --test torture -- --cycles 5000 --acks 10000000
 
 # Real file systems on small disks that fill up, fail and lose their power; needs root, loop devices and FUSE.
 filesystems:

@@ -557,6 +557,31 @@ fn a_file_size_limit_is_an_error_and_not_a_signal() {
     assert!(segments(&dir.path().join("store")).is_empty());
 }
 
+/// Found by the rig for file systems: a process under a smaller limit than the store's maker died by SIGXFSZ.
+#[test]
+fn a_store_whose_segments_are_over_the_file_size_limit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let builder = manual().1;
+    closed_store(&builder, &path);
+    let before = snapshot(&path);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -f 63; exec \"$@\"", "sh"]).arg(std::env::current_exe().unwrap());
+    limited.env(CHILD_DIR, dir.path());
+    limited.args(["--exact", "bad_input::child_that_opens_a_store_under_a_file_size_limit", "--nocapture"]);
+    assert_succeeds(&mut limited);
+    assert_eq!(snapshot(&path), before);
+    assert_eq!(builder.open(&path).unwrap().recovery().completed, 7);
+}
+
+#[test]
+fn child_that_opens_a_store_under_a_file_size_limit() {
+    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let error = manual().1.open(Path::new(&dir).join("store")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+    assert!(error.to_string().contains("ulimit"), "{error}");
+}
+
 #[test]
 fn child_under_a_file_size_limit() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };

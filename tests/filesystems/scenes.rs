@@ -221,7 +221,7 @@ fn fill(ground: &Ground, left: u64, relief: Relief) -> Result<()> {
     ballast(ground, left)?;
     let refusal = until_refused(&store, &mut book, Buffered)?;
     let is_poisoned = store.stats().is_poisoned;
-    if !is_full(&refusal) && !(refusal.kind() == ErrorKind::Poisoned && may_poison(ground.kind)) {
+    if !(is_full(&refusal) || refusal.kind() == ErrorKind::Poisoned && may_poison(ground.kind)) {
         return Err(format!("a full disk is {refusal:?}").into());
     }
     book.look(&store)?;

@@ -128,6 +128,7 @@ impl Storage for FileMedia {
     fn renew(&self, old: &str, new: &str, len: u64, void: &[u8], header: &[u8]) -> Result<Arc<dyn Blob>> {
         let path = &self.path(old);
         let fail = |source| Error::io("renew a segment", path, source);
+        check_file_size_limit(path, len)?;
         let file = open_regular(&self.handle, old, OFlags::RDWR).map_err(fail)?;
         file.write_all_at(void, 0).and_then(|()| file.sync_data()).map_err(fail)?;
         zero(&file, void.len() as u64, len).map_err(fail)?;
@@ -145,6 +146,7 @@ impl Storage for FileMedia {
         let fail = |source| Error::io("open a segment", &path, source);
         let file = open_regular(&self.handle, name, OFlags::RDWR).map_err(fail)?;
         let len = file.metadata().map_err(fail)?.len();
+        check_file_size_limit(&path, len)?;
         Ok(Arc::new(FileBlob { file, len, region: None, write_through: false }))
     }
 
@@ -212,11 +214,15 @@ impl Blob for FileBlob {
                 }
                 Ok(())
             }
-            _ => self.file.write_all_at(&parts.concat(), at),
+            _ => self.overwrite(at, &parts.concat()),
         }
     }
 
     fn overwrite(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        // It may have fallen since the segment was opened.
+        if file_size_limit().is_some_and(|limit| limit < at + bytes.len() as u64) {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         self.file.write_all_at(bytes, at)
     }
 
@@ -334,10 +340,13 @@ fn rename_new(dir: &File, from: &str, to: &str) -> io::Result<()> {
     }
 }
 
+fn file_size_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Fsize).current
+}
+
 /// A write beyond the limit would kill the process by SIGXFSZ.
 fn check_file_size_limit(path: &Path, len: u64) -> Result<()> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
-    match limit {
+    match file_size_limit() {
         Some(limit) if limit < len => Err(Error::new(
             ErrorKind::StorageFull,
             format!("a segment of {len} bytes is over this process's file-size limit (ulimit -f) of {limit} bytes"),
