@@ -19,7 +19,7 @@ const AUDIT_EVERY: u64 = 4;
 
 pub fn run(args: &Args, dir: &Path, seed: u64, watchdog: &Watchdog, figures: &mut Figures) -> Result<()> {
     let mut random = Random::new(seed);
-    let segment_len = 64 * 1024 << random.below(3);
+    let segment_len = (64 * 1024) << random.below(3);
     let clock = FastClock::started_now();
     let mut oracle = Oracle::default();
     let style = ProgressStyle::with_template("{elapsed:>4} {bar:40} {pos}/{len} kills, {msg}")?;
