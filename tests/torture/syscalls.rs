@@ -54,6 +54,8 @@ const START_MS: u64 = 1_767_225_600_000;
 const SETTINGS: [(Durable, bool); 3] =
     [(Durable::Synced, false), (Durable::Buffered, true), (Durable::Buffered, false)];
 const SEGMENT_LEN: u64 = 64 * 1024;
+/// Kills of a script to one whose recovery is killed everywhere in turn.
+const KILLS_A_RECOVERY: u64 = 24;
 
 struct Rig<'r> {
     dir: &'r Path,
@@ -103,7 +105,7 @@ impl Rig<'_> {
                 if !self.kill(orders, call, when, &mut oracle)? {
                     return Err(format!("{orders:?} was not killed at {call} {when} of {last}").into());
                 }
-                if self.random.one_in(24) {
+                if self.random.one_in(KILLS_A_RECOVERY) {
                     self.kill_recoveries(orders, &oracle)?;
                 }
                 self.look(orders, &mut oracle, &format!("killed at {call} {when}"))?;
