@@ -44,7 +44,7 @@ struct Args {
     #[arg(long, default_value_t = 100_000)]
     acks: u64,
     /// The longest that a process is left alive, in ms.
-    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     longest_ms: u64,
     /// Kills and errors at system calls.
     #[arg(long, value_enum, default_value_t = Strace::On)]
