@@ -1,10 +1,10 @@
 //! What is looked at between two processes: every key, every record, every file.
 
+use crate::Result;
 use crate::client::{Asked, Asking, Client};
 use crate::oracle::{Breach, Oracle, Violation};
 use crate::process::Orders;
 use crate::story::{Line, Log, MAGIC};
-use crate::{Result, caller};
 use oncekey::{Clock, Durability};
 use parking_lot::Mutex;
 use std::fs;
@@ -34,9 +34,12 @@ impl Log for Heard<'_> {
 /// it.
 pub fn audit(orders: &Orders, clock: Arc<dyn Clock>, oracle: &mut Oracle, first_op: u64) -> Result<()> {
     let dir = &orders.store;
-    let (tolerated, errors) = (std::mem::replace(&mut oracle.tolerates_errors, false), oracle.errors);
-    let keys: Vec<u64> =
-        (0..caller::KEYS).chain(oracle.keys().into_iter().filter(|key| *key >= caller::KEYS)).collect();
+    // What is only looked at is not counted.
+    let (acks, errors) = (oracle.acks, oracle.errors);
+    oracle.tolerates_errors = false;
+    let shared = 0..orders.shared_keys();
+    let others = oracle.keys().into_iter().filter(|key| !shared.contains(key));
+    let keys: Vec<u64> = shared.clone().chain(others).collect();
     let heard = Heard(Mutex::new((oracle, None)));
     let client = Client::open(orders.builder().background(false), dir, Arc::clone(&clock), &heard, first_op)?;
     for key in keys {
@@ -55,7 +58,7 @@ pub fn audit(orders: &Orders, clock: Arc<dyn Clock>, oracle: &mut Oracle, first_
     drop(client);
     let (oracle, violation) = heard.0.into_inner();
     oracle.crash(clock.now_ms());
-    (oracle.tolerates_errors, oracle.errors) = (tolerated, errors);
+    (oracle.acks, oracle.errors) = (acks, errors);
     if let Some(violation) = violation {
         return Err(violation.into());
     }

@@ -13,6 +13,9 @@ const FOR_EVER_EVERY: u64 = 8;
 /// Keys that one caller has at a time.
 const AT_ONCE: usize = 3;
 
+/// Few, since a disk's sync takes as long as a thousand other operations.
+const SYNCED_EVERY: u64 = 100;
+
 pub struct Caller<'c> {
     client: &'c Client<'c>,
     random: Random,
@@ -68,7 +71,7 @@ impl<'c> Caller<'c> {
     }
 
     fn ask(&mut self) {
-        let is_single = self.random.one_in(12);
+        let is_single = self.random.one_in(40);
         let key = if is_single {
             self.next_single += 1;
             self.next_single
@@ -76,7 +79,7 @@ impl<'c> Caller<'c> {
             let below = 1 + self.random.below(self.keys);
             self.random.below(below)
         };
-        if self.random.one_in(800) && !is_single {
+        if self.random.one_in(4_000) && !is_single {
             return self.client.erase_scope(key);
         }
         if self.random.one_in(8) {
@@ -85,12 +88,12 @@ impl<'c> Caller<'c> {
         let asking = Asking {
             print: u8::from(self.random.one_in(16)),
             lease: (!self.random.one_in(16)).then(|| self.random.of_any_size(5, 17)),
-            durability: if self.random.one_in(24) { Durability::Synced } else { Durability::Buffered },
+            durability: if self.random.one_in(SYNCED_EVERY) { Durability::Synced } else { Durability::Buffered },
         };
         match self.client.reserve(key, asking) {
             Asked::Owned(owned) => self.owned.push(owned),
             Asked::Answer(answer) => {
-                if answer.until.is_none() && self.random.one_in(24) || self.random.one_in(400) {
+                if answer.until.is_none() && self.random.one_in(64) || self.random.one_in(4_000) {
                     self.client.erase(key);
                 }
             }
@@ -112,7 +115,7 @@ impl<'c> Caller<'c> {
         let (len, failure) = (self.len(), self.random.one_in(8));
         self.client.answer(owned, len, failure, keep);
         // Erasing reads the whole journal; the others are erased when the run ends, or expire.
-        if is_single && (keep.is_none() || self.random.one_in(16)) {
+        if is_single && (keep.is_none() && self.random.one_in(2) || self.random.one_in(64)) {
             self.client.erase(key);
         }
     }

@@ -44,12 +44,16 @@ struct Args {
     #[arg(long, default_value_t = 100_000)]
     acks: u64,
     /// The longest that a process is left alive, in ms.
-    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     longest_ms: u64,
     /// Kills and errors at system calls.
     #[arg(long, value_enum, default_value_t = Strace::On)]
     strace: Strace,
-    /// Takes every so-manieth occurrence of a system call; where to begin is drawn.
+    /// Where to make the directory for kills and errors at system calls, if elsewhere: what a killed process leaves is in
+    /// the page cache, so tmpfs serves as well, many times as fast.
+    #[arg(long)]
+    strace_dir: Option<PathBuf>,
+    /// Takes every so-manieth occurrence of a system call, at least four of each; where to begin is drawn.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     strace_every: u64,
     /// Random if not given.
@@ -125,7 +129,8 @@ fn torture(args: &Args) -> Result<bool> {
     let started = Instant::now();
     let seed = args.seed.map_or_else(getrandom::u64, Ok)?;
     std::fs::create_dir_all(&args.dir)?;
-    let dir = tempfile::Builder::new().prefix("torture-").tempdir_in(&args.dir)?;
+    let dir_in = |place| tempfile::Builder::new().prefix("torture-").tempdir_in(place);
+    let dir = dir_in(&args.dir)?;
     println!("torture: --seed {seed}, in {}", dir.path().display());
     let watchdog = Watchdog::start(format!("--seed {seed}, kept {}", dir.path().display()));
     if args.strace != Strace::Off {
@@ -136,6 +141,10 @@ fn torture(args: &Args) -> Result<bool> {
     if args.strace != Strace::Only {
         held = kills::run(args, dir.path(), seed, &watchdog, &mut figures);
     }
+    let dir = match &args.strace_dir {
+        Some(place) if held.is_ok() => dir_in(place)?,
+        Some(_) | None => dir,
+    };
     if held.is_ok() && args.strace != Strace::Off {
         held = syscalls::run(args, dir.path(), seed, &watchdog, &mut figures);
     }

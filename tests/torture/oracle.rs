@@ -9,7 +9,9 @@
 //! - **O1** An operation that changes a key is tried early, before its own acknowledgement, only when that of another one
 //!   arrives. What it was taken to answer then is compared when it does.
 //! - **O2** Operations that only look are compared with all states since they began.
-//! - **O3** The time at which something took effect lies between the time before the call and the time at hand.
+//! - **O3** An operation that failed changed nothing that can be seen, but for an erasure, which may have taken the key out;
+//!   the journal may have it all the same, and a crash bring it out, unless something written later masks it.
+//! - **O4** The time at which something took effect lies between the time before the call and the time at hand.
 
 use crate::story::{Act, Answer, Came, Content, FIRST_SINGLE, Grant, Line, keys_beside};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -93,6 +95,8 @@ enum Early {
 struct Key {
     ways: Vec<Way>,
     under_way: Vec<Op>,
+    /// O3: what the key may be after a crash beside that.
+    doubts: Vec<State>,
     /// Operations whose content may be in a file.
     written: VecDeque<u64>,
     lines: VecDeque<Line>,
@@ -170,7 +174,10 @@ impl Oracle {
                 if let Came::Failed(why) = &came {
                     self.errors += 1;
                     if self.tolerates_errors {
-                        // Whether it happened is open, until a crash settles it.
+                        let now = self.now;
+                        for key in keys {
+                            self.keys.get_mut(&key).expect("an operation's key").fail(op, now, came.clone());
+                        }
                         return Ok(());
                     }
                     return Err(self.violation(Breach::Lost, keys.first().copied(), &format!("{op} failed: {why}")));
@@ -198,6 +205,8 @@ impl Oracle {
                 }
                 next += 1;
             }
+            let doubts = key.doubts.drain(..).map(|state| Way { state, early: Vec::new() });
+            doubts.for_each(|way| add(&mut ways, way));
             key.under_way.clear();
             key.ways.clear();
             for Way { mut state, .. } in ways {
@@ -309,6 +318,9 @@ impl Oracle {
                 self.erased.insert(key);
             }
         }
+        if op.act.is_written() && !looks {
+            entry.doubts.clear();
+        }
         entry.ways = after;
         if key >= FIRST_SINGLE && entry.is_vacant() {
             self.keys.remove(&key);
@@ -345,7 +357,26 @@ impl Key {
     fn new() -> Key {
         let vacant = Way { state: State::Vacant(None), early: Vec::new() };
         let (under_way, written, lines) = (Vec::new(), VecDeque::new(), VecDeque::new());
-        Key { ways: vec![vacant], under_way, written, lines, left_out: 0 }
+        Key { ways: vec![vacant], under_way, doubts: Vec::new(), written, lines, left_out: 0 }
+    }
+
+    fn fail(&mut self, op: u64, now: u64, came: Came) {
+        self.note(Line::Did { op, at: now, came });
+        let mine = self.under_way.iter().position(|other| other.op == op).expect("an operation under way");
+        let op = self.under_way.remove(mine);
+        let before: Vec<State> = self.ways.iter().map(|way| way.state.clone()).chain(self.doubts.clone()).collect();
+        for state in before.iter().filter_map(|state| effect(state, &op, now)).map(|(state, _)| state) {
+            if matches!(op.act, Act::Erase | Act::EraseScope) {
+                add(&mut self.ways, Way { state: state.clone(), early: Vec::new() });
+            }
+            let doubt = match state {
+                State::Held(held) => State::Held(Held { lease: (0, 0), since: 0, owner: 0, ..held }),
+                State::Done(_) | State::Vacant(_) => state,
+            };
+            if !self.doubts.contains(&doubt) {
+                self.doubts.push(doubt);
+            }
+        }
     }
 
     fn is_vacant(&self) -> bool {
@@ -374,6 +405,11 @@ impl Act {
             | Act::Erase
             | Act::EraseScope => None,
         }
+    }
+
+    /// Whether the journal tells of it.
+    fn is_written(self) -> bool {
+        !matches!(self, Act::Get | Act::Wait { .. } | Act::Renew { .. } | Act::Drop { .. })
     }
 
     /// Whether it changes nothing, or need not.

@@ -67,6 +67,14 @@ impl Orders {
             .segment_size(self.segment_len)
     }
 
+    /// The keys that callers share are those below this.
+    pub fn shared_keys(&self) -> u64 {
+        match self.part {
+            Part::Work => KEYS,
+            Part::Script | Part::Reopen => SCRIPT_KEYS,
+        }
+    }
+
     pub fn first_op(&self) -> u64 {
         self.number << 32 | 1
     }
@@ -123,7 +131,8 @@ impl Orders {
             for thread in 0..THREADS {
                 let (client, random, stall) = (&client, Random::new(random.draw()), &stall);
                 scope.spawn(move || {
-                    let mut caller = Caller::new(client, random, self.number * THREADS + thread, KEYS, stall);
+                    let mut caller =
+                        Caller::new(client, random, self.number * THREADS + thread, self.shared_keys(), stall);
                     loop {
                         caller.step();
                     }
@@ -142,7 +151,8 @@ impl Orders {
         };
         let mut random = Random::new(self.child_seed);
         let stall = |random: &mut Random| clock.advance(Duration::from_millis(random.of_any_size(5, 17)));
-        let mut caller = Caller::new(&client, Random::new(random.draw()), self.number * THREADS, SCRIPT_KEYS, &stall);
+        let mut caller =
+            Caller::new(&client, Random::new(random.draw()), self.number * THREADS, self.shared_keys(), &stall);
         for step in 1..=steps {
             caller.step();
             clock.advance(Duration::from_millis(random.of_any_size(3, 12)));

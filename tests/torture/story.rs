@@ -126,8 +126,8 @@ impl Log for Pipe {
 
 /// What answers, and keys that are used once, begin with, so that they can be found in a file.
 pub const MAGIC: [u8; 8] = *b"\xf7torture";
-/// Keys from here on are used once, and named by [`MAGIC`] and their number.
-pub const FIRST_SINGLE: u64 = 1 << 32;
+/// Keys from here on are used once, and named by [`MAGIC`] and their number, which is no operation's.
+pub const FIRST_SINGLE: u64 = 1 << 63;
 const KEYS_A_SCOPE: u64 = 32;
 
 /// The shortest content that isn't empty.

@@ -54,6 +54,8 @@ const START_MS: u64 = 1_767_225_600_000;
 const SETTINGS: [(Durable, bool); 3] =
     [(Durable::Synced, false), (Durable::Buffered, true), (Durable::Buffered, false)];
 const SEGMENT_LEN: u64 = 64 * 1024;
+/// Kills of a script to one whose recovery is killed everywhere in turn.
+const KILLS_A_RECOVERY: u64 = 24;
 
 struct Rig<'r> {
     dir: &'r Path,
@@ -97,12 +99,13 @@ impl Rig<'_> {
     fn kill_and_fail_everywhere(&mut self, orders: &Orders) -> Result<()> {
         self.afresh(orders)?;
         for (call, first, last) in self.places(orders)? {
-            let mut when = first + self.random.below(self.every);
-            while when <= last {
+            for when in self.some_of(first, last) {
                 self.afresh(orders)?;
                 let mut oracle = Oracle::default();
-                self.kill(orders, call, when, &mut oracle)?;
-                if self.random.one_in(24) {
+                if !self.kill(orders, call, when, &mut oracle)? {
+                    return Err(format!("{orders:?} was not killed at {call} {when} of {last}").into());
+                }
+                if self.random.one_in(KILLS_A_RECOVERY) {
                     self.kill_recoveries(orders, &oracle)?;
                 }
                 self.look(orders, &mut oracle, &format!("killed at {call} {when}"))?;
@@ -113,7 +116,13 @@ impl Rig<'_> {
                         self.fail(orders, call, when, error)?;
                     }
                 }
-                when += self.every;
+            }
+            self.afresh(orders)?;
+            if self.kill(orders, call, last + 1, &mut Oracle::default())? {
+                return Err(format!(
+                    "{orders:?} made more than {last} calls of {call}, so the places are not the same"
+                )
+                .into());
             }
         }
         Ok(())
@@ -126,36 +135,41 @@ impl Rig<'_> {
         let again = |number| Orders { part: Part::Reopen, number, time: oracle.now + 1, ..orders.clone() };
         let places = self.places(&again(2))?;
         for (call, first, last) in &places {
-            let mut when = first + self.random.below(self.every);
-            while when <= *last {
+            for when in self.some_of(*first, *last) {
                 copy(&kept, &orders.store)?;
                 let mut oracle = oracle.clone();
-                self.kill(&again(2), call, when, &mut oracle)?;
+                self.figures.recovery_kills += u64::from(self.kill(&again(2), call, when, &mut oracle)?);
                 let (second, first, last) = places[self.random.below(places.len() as u64) as usize];
                 let second_when = first + self.random.below(last - first + 1);
-                self.kill(&Orders { time: oracle.now + 1, ..again(3) }, second, second_when, &mut oracle)?;
-                self.figures.recovery_kills += 2;
+                let second_time = Orders { time: oracle.now + 1, ..again(3) };
+                // What was killed before may have left less to do.
+                self.figures.recovery_kills += u64::from(self.kill(&second_time, second, second_when, &mut oracle)?);
                 self.look(
                     orders,
                     &mut oracle,
                     &format!("recovery killed at {call} {when}, then at {second} {second_when}"),
                 )?;
-                when += self.every;
             }
         }
         copy(&kept, &orders.store)
     }
 
-    fn kill(&mut self, orders: &Orders, call: &str, when: u64, oracle: &mut Oracle) -> Result<()> {
+    /// The occurrences to try: all, or every so-manieth, but at least four of each call.
+    fn some_of(&mut self, first: u64, last: u64) -> impl Iterator<Item = u64> + use<> {
+        let every = self.every.min((last + 1 - first).div_ceil(4));
+        (first + self.random.below(every)..=last).step_by(every as usize)
+    }
+
+    /// Whether the child got so far as to be killed.
+    fn kill(&mut self, orders: &Orders, call: &str, when: u64, oracle: &mut Oracle) -> Result<bool> {
         let ended = self.inject(orders, call, &format!("signal=KILL:when={when}"), oracle)?;
-        match ended.status.signal() {
-            Some(9) => self.figures.strace_kills += 1,
-            // What was killed before may have left less to do.
-            None if ended.status.success() => {}
-            _ => return Err(format!("{orders:?}, to be killed at {call} {when}: {}", ended.status).into()),
+        let is_killed = ended.status.signal() == Some(9);
+        match ended.status.success() || is_killed {
+            true => self.figures.strace_kills += u64::from(is_killed),
+            false => return Err(format!("{orders:?}, to be killed at {call} {when}: {}", ended.status).into()),
         }
         oracle.crash(oracle.now);
-        Ok(())
+        Ok(is_killed)
     }
 
     fn fail(&mut self, orders: &Orders, call: &str, when: u64, error: &str) -> Result<()> {
@@ -176,7 +190,6 @@ impl Rig<'_> {
         let words = [
             "strace",
             "-f",
-            "--seccomp-bpf",
             "-qq",
             "-o",
             "/dev/null",
