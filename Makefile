@@ -1,5 +1,5 @@
 # `make test` installs what the machine lacks and runs the tests of every change; docs/testing.md tells of the longer ones.
-.PHONY: test setup unit loom sim sim-many shuttle linear torture torture-release filesystems filesystems-release fuzz demo bench lint
+.PHONY: test setup unit loom sim sim-many kills shuttle linear torture torture-release filesystems filesystems-release fuzz demo bench lint
 
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 20
@@ -13,7 +13,7 @@ HISTORIES ?= 20000
 SCHEDULES ?= 20000
 FUZZ_TARGETS = $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 
-test: setup unit loom sim-many fuzz demo
+test: setup unit loom sim-many kills fuzz demo
 
 setup:
 	.ci/install
@@ -59,6 +59,10 @@ lint:
 	cargo clippy --locked --all-features --test '*' -- -D warnings
 	cargo clippy --locked --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+# Processes killed at random.
+kills:
+	cargo test --locked --release --test torture -- --cycles 300 --acks 100000 --strace off
 
 # Processes killed at random, and at system calls; needs strace.
 torture:
