@@ -7,12 +7,13 @@ mod shrink;
 mod world;
 
 use clap::Parser;
+use fastrand::Rng;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
-use world::{OP_LEN, Op, Random, Tally};
+use world::{OP_LEN, Op, Tally};
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -93,13 +94,8 @@ fn run(seed: u64, len: usize) -> Result<Tally, String> {
 
 /// The operations of a seed: drawn from some that the seed drew before, so that each has rates and keys of its own.
 fn history(seed: u64, len: usize) -> (bool, Vec<Op>) {
-    let mut random = Random::new(seed ^ 0x5eed_0000_0000_0000);
-    let mut bytes = || {
-        let word = random.next().to_le_bytes();
-        let mut op = [0; OP_LEN];
-        op.copy_from_slice(&word[..OP_LEN]);
-        op
-    };
+    let mut random = Rng::with_seed(seed);
+    let mut bytes = || std::array::from_fn::<u8, OP_LEN, _>(|_| random.u8(..));
     let palette: Vec<_> = (0..96).map(|_| bytes()).collect();
     let ops = (0..len).map(|_| {
         let [choice, fresh, ..] = bytes();

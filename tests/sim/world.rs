@@ -6,6 +6,7 @@
 //!
 //! The same code runs in the simulation, under proptest and under the fuzzer, so an operation is decoded from a few bytes.
 
+use fastrand::Rng;
 use oncekey::testing::{DiskOp, SimDisk};
 use oncekey::{
     Builder, Durability, Error, ErrorKind, Fingerprint, ManualClock, Mismatch, Outcome, Pending, Record, RecoveryMode,
@@ -371,35 +372,6 @@ fn leaves_a_trace(disk: &SimDisk, key: u8) -> bool {
     disk.files().iter().any(|(file, _)| disk.contents(file).is_some_and(is_in))
 }
 
-/// Numbers that look random (xorshift64*, Vigna 2016).
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// From 0 up to, not including, `end`.
-    pub fn below(&mut self, end: usize) -> usize {
-        ((u128::from(self.next()) * end as u128) >> 64) as usize
-    }
-}
-
-/// What a power cut keeps.
-fn chooser(seed: u64) -> impl FnMut() -> bool {
-    let mut random = Random::new(seed);
-    // Some cuts keep nearly nothing, some nearly all.
-    let limit = [u64::MAX / 2, u64::MAX / 16, u64::MAX / 16 * 15, 0][(seed % 4) as usize];
-    move || random.next() < limit
-}
-
 impl World {
     /// A new store; `collide` gives all keys the same hash.
     pub fn new(collide: bool) -> World {
@@ -502,14 +474,15 @@ impl World {
                 self.is_tight = false;
             }
             Op::Rot { seed } => {
-                let files = self.restart(Restart::Close, seed, None);
-                if let Some(files) = files {
+                let ends_well = !self.is_armed;
+                self.stop(Restart::Close, seed);
+                let files = self.disk.after_process_death();
+                self.start(false, seed, None);
+                if ends_well {
                     self.rot(&files, seed);
                 }
             }
-            Op::Restart { how, seed, failing } => {
-                self.restart(how, seed, failing);
-            }
+            Op::Restart { how, seed, failing } => self.restart(how, seed, failing),
         }
         for (record, bytes) in &self.records {
             assert_eq!(record.bytes(), bytes, "the bytes of a record changed while it was held");
@@ -973,16 +946,17 @@ impl World {
         }
     }
 
-    /// Returns the files of a store that ended well, as they were before it was opened again.
-    fn restart(&mut self, how: Restart, seed: u64, failing: Option<(DiskOp, u64)>) -> Option<SimDisk> {
+    fn restart(&mut self, how: Restart, seed: u64, failing: Option<(DiskOp, u64)>) {
+        self.stop(how, seed);
+        self.start(matches!(how, Restart::Cut | Restart::CloseAndCut), seed, failing);
+    }
+
+    /// Ends the store; the disk is then as the next process finds it.
+    fn stop(&mut self, how: Restart, seed: u64) {
         let store = self.store.take().expect("the store is open between operations");
-        let mut power_cut = how == Restart::Cut;
-        let mut keep = chooser(seed);
-        let mut random = Random::new(seed);
-        let ended_well = how == Restart::Close && !self.is_armed;
         let image = match how {
             Restart::Death => self.disk.after_process_death(),
-            Restart::Cut => cut(&self.disk, seed, &mut keep),
+            Restart::Cut => cut(&self.disk, seed),
             Restart::Close | Restart::CloseAndCut => {
                 let was_poisoned = store.stats().is_poisoned;
                 match store.clone().close() {
@@ -995,8 +969,7 @@ impl World {
                     assert_eq!(kind, ErrorKind::Closed);
                 }
                 if how == Restart::CloseAndCut {
-                    power_cut = true;
-                    cut(&self.disk, seed, &mut keep)
+                    cut(&self.disk, seed)
                 } else if self.is_armed {
                     // The same, without the failures still to come.
                     self.disk.after_process_death()
@@ -1015,9 +988,12 @@ impl World {
         }
         self.disk = image;
         self.is_armed = false;
-        let before = ended_well.then(|| self.disk.after_process_death());
-        // A recovery that is cut short, and so is, now and then, the one after that.
-        let mut failing = failing;
+    }
+
+    /// Opens the disk that a store left; `power_cut` if more than its process was lost. A recovery may be cut short, and so is,
+    /// now and then, the one after that.
+    fn start(&mut self, mut power_cut: bool, seed: u64, mut failing: Option<(DiskOp, u64)>) {
+        let mut random = Rng::with_seed(seed);
         let mut was_cut = power_cut;
         let store = loop {
             *if was_cut { &mut self.tally.power_cuts } else { &mut self.tally.deaths } += 1;
@@ -1033,11 +1009,10 @@ impl World {
             self.expect_failure(&error);
             self.is_armed = false;
             self.tally.cut_recoveries += 1;
-            let choice = random.next();
-            failing = (choice % 4 < 2).then(|| (disk_op((choice >> 8) as u8), choice >> 16 & 7));
-            was_cut = choice % 2 == 1;
+            failing = random.bool().then(|| (disk_op(random.u8(..)), random.u64(..8)));
+            was_cut = random.bool();
             power_cut |= was_cut;
-            self.disk = if was_cut { cut(&self.disk, choice, &mut keep) } else { self.disk.after_process_death() };
+            self.disk = if was_cut { cut(&self.disk, random.u64(..)) } else { self.disk.after_process_death() };
         };
         for model in &mut self.keys {
             model.crash(power_cut);
@@ -1055,12 +1030,11 @@ impl World {
         if let Some(key) = erased {
             assert!(!leaves_a_trace(&self.disk, key), "key {key} was erased, and bytes of it are back");
         }
-        before
     }
 
     /// Opens files of a closed store that were damaged at rest: exact answers, or a refusal that changes nothing.
     fn rot(&mut self, files: &SimDisk, seed: u64) {
-        let mut random = Random::new(seed);
+        let mut random = Rng::with_seed(seed);
         let what = damage(files, &mut random);
         files.set_capacity(None);
         let before = all_bytes(files);
@@ -1120,7 +1094,11 @@ impl World {
 }
 
 /// The disk after a power cut that tears sectors or, as often, whole pages.
-fn cut(disk: &SimDisk, seed: u64, keep: &mut impl FnMut() -> bool) -> SimDisk {
+fn cut(disk: &SimDisk, seed: u64) -> SimDisk {
+    let mut random = Rng::with_seed(seed);
+    // Some cuts keep nearly nothing, some nearly all.
+    let kept_of_16 = [8, 1, 15, 0][(seed % 4) as usize];
+    let keep = || random.u8(..16) < kept_of_16;
     if seed & 4 == 0 { disk.after_power_cut(keep) } else { disk.after_power_cut_in_pages(keep) }
 }
 
@@ -1129,21 +1107,21 @@ fn all_bytes(disk: &SimDisk) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Damages one file, or two, and says how.
-fn damage(disk: &SimDisk, random: &mut Random) -> String {
+fn damage(disk: &SimDisk, random: &mut Rng) -> String {
     let mut files = all_bytes(disk);
     files.retain(|(_, bytes)| !bytes.is_empty());
-    let kind = random.below(8);
-    let at = random.below(files.len());
-    let other = random.below(files.len());
+    let kind = random.usize(..8);
+    let at = random.usize(..files.len());
+    let other = random.usize(..files.len());
     let (name, mut bytes) = files[at].clone();
     let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
     let len = bytes.len();
-    let start = random.below(used);
+    let start = random.usize(..used);
     // Zeros from a segment's head mark to its only record's end would make it a spare (docs/design.md, Known limits).
-    let end = (start + 1 + random.below(3584)).min(len);
+    let end = (start + 1 + random.usize(..3584)).min(len);
     let what = match kind {
         0 | 1 => {
-            let bit = random.below(8);
+            let bit = random.usize(..8);
             bytes[start] ^= 1 << bit;
             format!("bit {bit} of byte {start} flipped")
         }
@@ -1156,7 +1134,7 @@ fn damage(disk: &SimDisk, random: &mut Random) -> String {
             format!("bytes {start} to {end} set to ones")
         }
         4 => {
-            let (from, to) = (start / 512 * 512, random.below(used) / 512 * 512);
+            let (from, to) = (start / 512 * 512, random.usize(..used) / 512 * 512);
             let sector = |at: usize| at..(at + 512).min(len);
             let moved = bytes[sector(from)].to_vec();
             let there = to..(to + moved.len()).min(len);
