@@ -5,8 +5,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// How many of the store's milliseconds pass in one of ours, so that answers of several lifetimes end within a run.
 const SPEED: u64 = 64;
-/// 2026-01-01.
-const EPOCH_MS: u64 = 1_767_225_600_000;
+/// 2026-01-01, when all clocks of the rig start.
+pub const EPOCH_MS: u64 = 1_767_225_600_000;
 
 /// The kernel's monotonic clock, sped up.
 ///

@@ -4,6 +4,7 @@
 //! entry, before the call does anything: that is after all that came before it.
 
 use crate::audit::audit;
+use crate::clock::EPOCH_MS;
 use crate::oracle::Oracle;
 use crate::process::{Ended, Orders, Part, follow};
 use crate::random::Random;
@@ -48,8 +49,6 @@ const CALLS: &[&str] = &[
     "copy_file_range",
 ];
 const ERRORS: &[&str] = &["EIO", "ENOSPC"];
-/// 2026-01-01.
-const START_MS: u64 = 1_767_225_600_000;
 /// How the store is used: as it may be set, and with the system calls that follow from that.
 const SETTINGS: [(Durable, bool); 3] =
     [(Durable::Synced, false), (Durable::Buffered, true), (Durable::Buffered, false)];
@@ -87,7 +86,7 @@ pub fn run(args: &Args, dir: &Path, seed: u64, watchdog: &Watchdog, figures: &mu
             segment_len: SEGMENT_LEN,
             durable,
             pwrite,
-            time: START_MS,
+            time: EPOCH_MS,
         };
         rig.kill_and_fail_everywhere(&orders)?;
     }
@@ -97,10 +96,10 @@ pub fn run(args: &Args, dir: &Path, seed: u64, watchdog: &Watchdog, figures: &mu
 
 impl Rig<'_> {
     fn kill_and_fail_everywhere(&mut self, orders: &Orders) -> Result<()> {
-        self.afresh(orders)?;
+        clear(&orders.store)?;
         for (call, first, last) in self.places(orders)? {
             for when in self.some_of(first, last) {
-                self.afresh(orders)?;
+                clear(&orders.store)?;
                 let mut oracle = Oracle::default();
                 if !self.kill(orders, call, when, &mut oracle)? {
                     return Err(format!("{orders:?} was not killed at {call} {when} of {last}").into());
@@ -112,12 +111,12 @@ impl Rig<'_> {
                 for error in ERRORS {
                     // Standard output is not the store's.
                     if call != "write" {
-                        self.afresh(orders)?;
+                        clear(&orders.store)?;
                         self.fail(orders, call, when, error)?;
                     }
                 }
             }
-            self.afresh(orders)?;
+            clear(&orders.store)?;
             if self.kill(orders, call, last + 1, &mut Oracle::default())? {
                 return Err(format!(
                     "{orders:?} made more than {last} calls of {call}, so the places are not the same"
@@ -238,19 +237,17 @@ impl Rig<'_> {
         let places = counts.into_iter().filter(|(_, (before, all))| before < all);
         Ok(places.map(|(call, (before, all))| (call, before + 1, all)).collect())
     }
+}
 
-    fn afresh(&mut self, orders: &Orders) -> Result<()> {
-        if orders.store.exists() {
-            fs::remove_dir_all(&orders.store)?;
-        }
-        Ok(())
+fn clear(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir)?;
     }
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    if to.exists() {
-        fs::remove_dir_all(to)?;
-    }
+    clear(to)?;
     fs::create_dir(to)?;
     if from.exists() {
         for entry in fs::read_dir(from)? {
