@@ -29,9 +29,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
-use threads::Lock;
 use trace::{Shown, Trace};
-use world::{Place, World};
+use world::{Lock, Place, World};
 
 /// Histories in one world.
 const WORLD: usize = 250;

@@ -11,9 +11,8 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 pub type Atomic = std::sync::atomic::AtomicU64;
-/// As the standard library's, for people who give up at a panic.
-#[derive(Debug)]
-pub struct Lock<T>(std::sync::Mutex<T>);
+pub type Mutex<T> = std::sync::Mutex<T>;
+pub type MutexGuard<'m, T> = std::sync::MutexGuard<'m, T>;
 
 /// How long a wait whose end is certain may take, on a busy machine, before somebody is said to have missed his wake-up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -21,16 +20,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 thread_local! {
     static READING: Cell<u64> = const { Cell::new(0) };
     static WHIM: RefCell<Rng> = const { RefCell::new(Rng::with_seed(0)) };
-}
-
-impl<T> Lock<T> {
-    pub fn new(value: T) -> Self {
-        Lock(std::sync::Mutex::new(value))
-    }
-
-    pub fn lock(&self) -> std::sync::MutexGuard<'_, T> {
-        self.0.lock().expect("nobody panics under a lock")
-    }
 }
 
 /// Notes what this thread's call read from the clock.

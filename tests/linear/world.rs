@@ -1,10 +1,24 @@
 //! What all callers share: the store in its present life, the clock that it goes by, and the order of moments.
 
-use crate::threads::{self, Atomic, Lock};
+use crate::threads::{self, Atomic, Mutex, MutexGuard};
 use oncekey::testing::SimDisk;
 use oncekey::{Builder, Clock, Durability, ErrorKind, Store};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+/// A mutex for people who give up at a panic.
+#[derive(Debug)]
+pub struct Lock<T>(Mutex<T>);
+
+impl<T> Lock<T> {
+    pub fn new(value: T) -> Self {
+        Lock(Mutex::new(value))
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().expect("nobody panics under a lock")
+    }
+}
 
 pub struct World {
     pub clock: Arc<Time>,

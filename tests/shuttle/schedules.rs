@@ -2,9 +2,9 @@
 
 use crate::caller::Caller;
 use crate::script::{self, Restarts, Script, Taste};
-use crate::threads::{self, Lock};
+use crate::threads;
 use crate::trace::{Shown, Trace};
-use crate::world::{Place, World};
+use crate::world::{Lock, Place, World};
 use clap::Parser;
 use fastrand::Rng;
 use oncekey::testing::SimDisk;

@@ -5,21 +5,11 @@ use std::cell::Cell;
 use std::time::Duration;
 
 pub type Atomic = shuttle::sync::atomic::AtomicU64;
-#[derive(Debug)]
-pub struct Lock<T>(shuttle::sync::Mutex<T>);
+pub type Mutex<T> = shuttle::sync::Mutex<T>;
+pub type MutexGuard<'m, T> = shuttle::sync::MutexGuard<'m, T>;
 
 shuttle::thread_local! {
     static READING: Cell<u64> = Cell::new(0);
-}
-
-impl<T> Lock<T> {
-    pub fn new(value: T) -> Self {
-        Lock(shuttle::sync::Mutex::new(value))
-    }
-
-    pub fn lock(&self) -> shuttle::sync::MutexGuard<'_, T> {
-        self.0.lock().expect("nobody panics under a lock")
-    }
 }
 
 /// Notes what this thread's call read from the clock.
