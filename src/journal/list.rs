@@ -240,3 +240,134 @@ impl SegmentList {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::media::{DiskOp, SimDisk, SimStorage};
+    use proptest::prelude::*;
+    use std::io;
+
+    const STORE: [u8; 16] = [3; 16];
+    const LEN: u64 = 64 * 1024;
+
+    fn storage(disk: &SimDisk) -> Arc<dyn Storage> {
+        Arc::new(SimStorage::open(disk).unwrap())
+    }
+
+    fn listed(upto: u64, numbers: impl IntoIterator<Item = u64>) -> Listed {
+        Listed { upto, numbers: numbers.into_iter().collect() }
+    }
+
+    fn create(disk: &SimDisk, numbers: std::ops::RangeInclusive<u64>) -> SegmentList {
+        SegmentList::create(&storage(disk), STORE, LEN, listed(*numbers.end(), numbers)).unwrap()
+    }
+
+    fn read(disk: &SimDisk) -> Result<Listed, String> {
+        SegmentList::read(&storage(disk), STORE, LEN).unwrap().map(|list| list.listed)
+    }
+
+    #[test]
+    fn a_list_that_outgrows_its_file_gets_a_longer_one() {
+        let disk = SimDisk::new();
+        let mut list = create(&disk, 1..=1);
+        for number in 2..=1_600 {
+            list.add(number, &Poison::default()).unwrap();
+        }
+        list.remove(&[1, 700], &Poison::default()).unwrap();
+        drop(list);
+        let numbers = (2..=1_600).filter(|number| *number != 700);
+        assert_eq!(read(&disk.after_power_cut(|| false)), Ok(listed(1_600, numbers)));
+        assert_eq!(disk.files(), [(LIST_NAME.to_owned(), 2 * 16 * 1024)]);
+    }
+
+    /// 503 numbers fit the shortest slot, so that some of these lists take a longer file.
+    #[test]
+    fn a_change_that_is_cut_off_is_made_or_is_not() {
+        let mut cut_off = 0;
+        for most in [3, 502, 503] {
+            for op in [DiskOp::Create, DiskOp::Overwrite, DiskOp::Sync, DiskOp::SyncNames] {
+                for call in 0..2 {
+                    let disk = SimDisk::new();
+                    let mut list = create(&disk, 1..=most);
+                    disk.fail(op, call, io::ErrorKind::Other);
+                    let poison = Poison::default();
+                    let is_added = list.add(most + 1, &poison).is_ok();
+                    cut_off += u32::from(!is_added);
+                    assert_eq!(poison.is_set(), !is_added && op != DiskOp::Overwrite, "{op:?}");
+                    drop(list);
+                    for seed in 0_u64..64 {
+                        let mut at = 0;
+                        let image = disk.after_power_cut(|| {
+                            at += 1;
+                            seed.rotate_right(at * 7) & 1 == 1
+                        });
+                        let found = read(&image).unwrap();
+                        let (before, after) = (listed(most, 1..=most), listed(most + 1, 1..=most + 1));
+                        assert!(found == after || !is_added && found == before, "{op:?} {call}: {found:?}");
+                    }
+                }
+            }
+        }
+        assert!(cut_off >= 8, "{cut_off}");
+    }
+
+    #[test]
+    fn a_list_that_could_not_be_written_for_lack_of_room_is_written_later() {
+        let disk = SimDisk::new();
+        let mut list = create(&disk, 1..=503);
+        let poison = Poison::default();
+        disk.set_capacity(Some(8192));
+        assert!(list.add(504, &poison).unwrap_err().is_full());
+        list.remove(&[2], &poison).unwrap_err();
+        disk.set_capacity(None);
+        list.remove(&[1], &poison).unwrap();
+        drop(list);
+        assert_eq!(read(&disk.after_power_cut(|| false)), Ok(listed(503, 2..=503)));
+    }
+
+    #[test]
+    fn what_a_failed_sync_left_in_the_page_cache_is_made_durable() {
+        let disk = SimDisk::new();
+        let mut list = create(&disk, 1..=2);
+        disk.fail(DiskOp::Sync, 0, io::ErrorKind::Other);
+        list.add(3, &Poison::default()).unwrap_err();
+        drop(list);
+        let disk = disk.after_process_death();
+        let mut list = SegmentList::read(&storage(&disk), STORE, LEN).unwrap().unwrap();
+        assert_eq!(list.listed, listed(3, 1..=3));
+        list.settle().unwrap();
+        drop(list);
+        assert_eq!(read(&disk.after_power_cut(|| false)), Ok(listed(3, 1..=3)));
+    }
+
+    #[test]
+    fn a_poisoned_journal_changes_no_list() {
+        let disk = SimDisk::new();
+        let mut list = create(&disk, 1..=2);
+        let poison = Poison::default();
+        poison.set("test", &io::ErrorKind::Other.into());
+        assert_eq!(list.add(3, &poison).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(disk.calls(DiskOp::Overwrite), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_a_list_of_numbers_in_order_or_none(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Some(found) = Listed::decode(&bytes, 1 << 46) {
+                prop_assert_eq!(found.encode(), bytes);
+                prop_assert!(found.numbers.last().is_none_or(|last| *last <= found.upto));
+            }
+        }
+    }
+
+    #[test]
+    fn lists_that_make_no_sense_are_refused() {
+        let encoded = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+        for words in [&[][..], &[1, 0], &[3, 2, 1], &[3, 2, 2], &[3, 4], &[1 << 46]] {
+            assert_eq!(Listed::decode(&encoded(words), 1 << 46), None, "{words:?}");
+        }
+        assert_eq!(Listed::decode(&encoded(&[3, 1, 3]), 1 << 46), Some(listed(3, [1, 3])));
+        assert_eq!(Listed::decode(&encoded(&[3])[..7], 1 << 46), None);
+    }
+}

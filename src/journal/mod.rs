@@ -396,6 +396,7 @@ impl Journal {
         self.poison.check()?;
         let blank = self.blank.swap(0, Ordering::Relaxed);
         if blank > 0 {
+            self.unlist(&[blank]).inspect_err(|_| self.blank.store(blank, Ordering::Relaxed))?;
             return self.renew(blank, next_number);
         }
         if !self.fits_one_more() {
@@ -409,13 +410,12 @@ impl Journal {
         self.add_spare(header.number, blob)
     }
 
-    /// Makes a spare of a segment that nobody needs any more, which takes no free space.
+    /// Makes a spare of a segment that nobody needs any more and that isn't listed, which takes no free space.
     ///
     /// If that fails, its file stays under either number, and the next opening has it.
     fn renew(&self, old: u64, next_number: &mut u64) -> Result<()> {
         let header = self.header(*next_number)?;
         *next_number += 1;
-        self.unlist(&[old])?;
         let void = SegmentHeader { number: old, is_void: true, ..header };
         let names = [old, header.number].map(segment_name);
         let blob = self.storage.renew(&names[0], &names[1], header.len, &void.encode(), &header.encode())?;
@@ -452,7 +452,9 @@ impl Journal {
         }
         active.fill();
         active.quiesce();
-        head.active.store(Arc::new(full_segment()?));
+        let full = Arc::new(full_segment()?);
+        self.unlist(&[active.number()])?;
+        head.active.store(full);
         self.change_map(|map| map.remove(&active.number()));
         self.renew(active.number(), &mut self.next_number.lock())?;
         Ok(true)

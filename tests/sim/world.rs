@@ -1132,7 +1132,7 @@ fn all_bytes(disk: &SimDisk) -> Vec<(String, Vec<u8>)> {
 fn damage(disk: &SimDisk, random: &mut Random) -> String {
     let mut files = all_bytes(disk);
     files.retain(|(_, bytes)| !bytes.is_empty());
-    let kind = random.below(8);
+    let kind = random.below(9);
     let at = random.below(files.len());
     let other = random.below(files.len());
     let (name, mut bytes) = files[at].clone();
@@ -1170,6 +1170,10 @@ fn damage(disk: &SimDisk, random: &mut Random) -> String {
         6 => {
             bytes.extend([7; 64]);
             "64 bytes longer".to_owned()
+        }
+        7 => {
+            disk.take(&name);
+            return format!("{name}: taken away");
         }
         _ => {
             let (other, theirs) = &files[other];
