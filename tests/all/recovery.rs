@@ -1060,7 +1060,8 @@ fn case_n_a_list_that_is_not_the_newest_is_refused_and_salvage_takes_what_is_the
 fn case_o_a_list_that_is_missing_or_cannot_be_read_is_refused_and_written_anew_by_salvage() {
     let other = closed();
     let longer = closed_once().contents(LIST).unwrap().len() + 8;
-    let mut damages: Vec<Box<dyn Fn(&SimDisk)>> = vec![
+    type Harm = Box<dyn Fn(&SimDisk)>;
+    let mut damages: Vec<Harm> = vec![
         Box::new(|disk| disk.take(LIST)),
         Box::new(move |disk| disk.put(LIST, other.contents(LIST).unwrap())),
         Box::new(|disk| change(disk, LIST, |bytes| bytes.fill(0))),
