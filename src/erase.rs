@@ -164,7 +164,7 @@ impl Engine {
     /// Does what was left undone; removals and further erasures come after it.
     pub(crate) fn catch_up(&self, space: &mut Space) -> Result<()> {
         self.journal.poison.check()?;
-        // A removal may have been followed by an error, and a segment that comes back brings its keys back.
+        // A removal may have been followed by an error, and a segment that comes back brings erased bytes back for a while.
         self.journal.sync_names()?;
         if !space.unfinished.is_empty() {
             self.overwrite_unfinished(space)?;

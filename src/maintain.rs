@@ -247,16 +247,19 @@ impl Engine {
         if dead.iter().any(|segment| segment.is_promised() || segment.has_moved()) {
             self.journal.sync_all()?;
         }
-        for segment in &dead {
-            if self.oldest_reservations() != Some(segment.number()) {
-                break;
-            }
-            self.journal.remove(segment.number())?;
-            // A power cut must not take the younger one and leave the older.
-            self.journal.sync_names()?;
-            done.removed += 1;
-        }
-        Ok(())
+        let mut oldest: Vec<u64> = self.journal.segments().reservations().collect();
+        oldest.sort_unstable();
+        // Together, so that no power cut takes the younger ones and leaves the older.
+        let dead: Vec<u64> = dead
+            .iter()
+            .map(|segment| segment.number())
+            .zip(oldest)
+            .take_while(|(a, b)| a == b)
+            .map(|(a, _)| a)
+            .collect();
+        self.journal.remove(&dead)?;
+        done.removed += dead.len() as u64;
+        self.journal.sync_names()
     }
 
     fn oldest_reservations(&self) -> Option<u64> {
@@ -268,6 +271,7 @@ impl Engine {
         let (oldest, kept) = (self.oldest_reservations(), space.kept(&self.journal));
         let mut pinned = None;
         let mut is_noted = space.unfinished.is_empty();
+        let mut dead = Vec::new();
         for segment in self.sealed_segments(false) {
             if segment.live_bytes() > 0 || kept.contains(&segment.number()) {
                 continue;
@@ -284,9 +288,10 @@ impl Engine {
                 self.note_targets(&space.unfinished.iter().copied().collect::<Vec<_>>())?;
                 is_noted = true;
             }
-            self.journal.remove(segment.number())?;
-            done.removed += 1;
+            dead.push(segment.number());
         }
+        self.journal.remove(&dead)?;
+        done.removed += dead.len() as u64;
         self.journal.sync_names()?;
         Ok(pinned)
     }

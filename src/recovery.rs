@@ -9,15 +9,22 @@
 //! | B | a segment of another length, or with a damaged header | corruption | refused |
 //! | C | a whole header of another store or place, of a newer version or with unknown features | not ours to read or to write over | refused, also in salvage |
 //! | D | zeros up to the end, from no lower than the durable mark on | space not yet written | nothing |
-//! | E | a segment without any record, or whose header says that it is void | a spare, or all of it was lost | the newest is kept to become a spare of a higher number, others are removed |
+//! | E | a segment without any record, or whose header says that it is void | a spare, or all of it was lost | one is kept to become a spare of a higher number, others are removed |
 //! | F | a gap that lies in records which an erasure had begun to overwrite | the erasure was cut short | overwritten |
 //! | G | a gap or the records' end below the durable mark, or a gap before a seal | corruption | refused |
 //! | H | any other gap | written but never synced, or claimed and not written when the process died | padded, or cut at the end |
 //! | I | a segment without a seal | was in use | what is above its mark written once more; synced, sealed |
 //! | J | bytes behind a seal | what case H cut, and a failed sync left there | cut again |
 //! | K | a segment with its seal and no gap | ended well | nothing; if the head does not repeat the seal, that is done |
+//! | L | a segment that is listed and has no file | somebody took it away | refused |
+//! | M | a segment with records or damage that is not listed, of a number that may have been | its removal was cut short | removed, and nothing in it counts |
+//! | N | a segment with records that is not listed, of a number above all that ever were | the list is not the newest, or the segment was put there | refused |
+//! | O | no list that can be read, in a store that has one | corruption | refused |
+//! | P | a list in one slot only | a sync was cut short or failed, or the other slot is damaged | written once more, to both |
+//! | Q | a store that was made before there were lists | its segments are those found | given a list, then marked as having one |
 //!
-//! In salvage, B and G are reported and padded over instead: the report lists every byte range given up.
+//! In salvage, B and G are reported and padded over instead: the report lists every byte range given up. So are L and O: the
+//! list is written anew, of the segments found. N is accepted.
 //!
 //! Padding, cutting, overwriting and sealing are idempotent and none grows the store, so a crash during recovery is just
 //! another crash. No record is ever given a new checksum for bytes that could not be verified: a pad's payload is zeros.
@@ -30,6 +37,8 @@ use crate::journal::codec::{
     BadHeader, Binding, HEAD_MARK, HEADER, Kind, RecordRef, SEGMENT_HEAD, SEGMENT_HEADER, SegmentHeader, encode_blank,
     encode_mark,
 };
+use crate::journal::commit::Poison;
+use crate::journal::list::{LIST_NAME, Listed, MISSING, SegmentList, Standing};
 use crate::journal::media::{Blob, Storage};
 use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan};
 use crate::journal::segment::Segment;
@@ -101,6 +110,9 @@ const STORE_NAME: &str = "STORE";
 /// Its length: a segment's header with number 0.
 const STORE_LEN: u64 = SEGMENT_HEADER as u64;
 
+/// Length of a list of segments as a store begins with, for the report of one that is gone.
+const LIST_LEN: u64 = 8192;
+
 /// A store put together from its journal.
 pub(crate) struct Recovery {
     pub(crate) journal: Journal,
@@ -141,13 +153,29 @@ struct Found {
     has_to_be_rebuilt: bool,
 }
 
+impl Found {
+    /// Whether it may be made a spare: nothing was ever acknowledged in it.
+    fn is_spare(&self) -> bool {
+        self.scan.is_blank() && self.scan.durable == SEGMENT_HEAD && !self.has_to_be_rebuilt
+    }
+}
+
 pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Recovery> {
     let started = Instant::now();
     let mut report = RecoveryReport::default();
     let names = storage.list()?;
-    let Identity { store_id, segment_len, is_unwritten } = identify(&*storage, &names, plan, &mut report)?;
-    let mut found = read_segments(&*storage, &names, store_id, segment_len, plan.mode, &mut report)?;
+    let identity = identify(&*storage, &names, plan, &mut report)?;
+    let Identity { store_id, segment_len, .. } = identity;
+    let list = identity.is_listed.then(|| SegmentList::read(&storage, store_id, segment_len)).transpose()?;
+    let listed = list.as_ref().and_then(|list| list.as_ref().ok()).map(SegmentList::listed);
+    let (mut found, mut doomed) = read_segments(&*storage, &names, &identity, listed, plan.mode, &mut report)?;
     found.sort_by_key(|segment| segment.number);
+    for damage in damage_of_list(&*storage, &list, &found, segment_len) {
+        match plan.mode {
+            RecoveryMode::Strict => return Err(Error::corrupt(&damage.path, 0, damage.reason)),
+            RecoveryMode::Salvage => report.lost.push(damage),
+        }
+    }
     let newest_ms = found.iter().map(|segment| segment.scan.newest_ms).max().unwrap_or(0);
     check_clock(plan, newest_ms, &mut report)?;
 
@@ -157,23 +185,23 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
         repairs.push(classify(&*storage, segment, &targets, plan.mode, &mut report)?);
     }
     // From here on everything that was found is accepted, and writing may begin.
-    if is_unwritten {
-        storage.write_small(STORE_NAME, &SegmentHeader::new(store_id, 0, segment_len).encode())?;
-    }
     for name in names.iter().filter(|name| is_unborn(name)) {
         storage.remove(name)?;
     }
-    let next_number = found.last().map_or(1, |segment| segment.number + 1);
-    let (mut segments, mut blank) = (Vec::new(), None);
-    for (segment, repair) in found.into_iter().zip(repairs) {
-        // The newest number stays taken: it may have been given to a fence of which a power cut left nothing.
-        if segment.scan.is_blank() && segment.number + 1 != next_number {
-            storage.remove(&segment_name(segment.number))?;
-        } else if segment.scan.is_blank() && segment.scan.durable == SEGMENT_HEAD && !segment.has_to_be_rebuilt {
-            blank = Some(segment.number);
-        } else {
-            segments.push(mend(&storage, store_id, segment, repair, &mut report)?);
-        }
+    // The highest number stays taken: it may have been given to a fence of which a power cut left nothing.
+    let upto = found.last().map_or(0, |segment| segment.number).max(listed.map_or(0, |listed| listed.upto));
+    let blank = found.iter().rfind(|segment| segment.is_spare()).map(|segment| segment.number);
+    let (blanks, kept): (Vec<_>, Vec<_>) =
+        found.into_iter().zip(repairs).partition(|(segment, _)| segment.scan.is_blank());
+    doomed.extend(blanks.iter().map(|(segment, _)| segment.number).filter(|number| Some(*number) != blank));
+    let wanted = Listed { upto, numbers: kept.iter().map(|(segment, _)| segment.number).collect() };
+    let list = if plan.persistent { Some(enlist(&storage, &identity, list, wanted)?) } else { None };
+    for number in &doomed {
+        storage.remove(&segment_name(*number))?;
+    }
+    let mut segments = Vec::new();
+    for (segment, repair) in kept {
+        segments.push(mend(&storage, store_id, segment, repair, &mut report)?);
     }
     storage.sync_names()?;
     report.segments = segments.len() as u64 + blank.map_or(0, |_| 1);
@@ -182,7 +210,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
         segment.set_masks(newest_reservations.unwrap_or(0));
     }
     let options = Options { store_id, segment_len, max_bytes: plan.max_bytes, persistent: plan.persistent };
-    let journal = Journal::new(storage, options, &segments, blank, next_number)?;
+    let journal = Journal::new(storage, options, list, &segments, blank, upto + 1)?;
     let now_ms = plan.now_ms.max(newest_ms);
     let shards = Shards::new(plan.shards, || Shard::new(now_ms));
     let mut strays = Vec::new();
@@ -196,7 +224,9 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
 
 fn is_unborn(name: &str) -> bool {
     name.strip_suffix(".new").is_some_and(|stem| {
-        stem == STORE_NAME || segment_number(stem).is_some() || matches!(stem, "probe-a" | "probe-b")
+        [STORE_NAME, LIST_NAME].contains(&stem)
+            || segment_number(stem).is_some()
+            || matches!(stem, "probe-a" | "probe-b")
     })
 }
 
@@ -206,6 +236,8 @@ struct Identity {
     segment_len: u64,
     /// Whether the file that says so is still to be written.
     is_unwritten: bool,
+    /// Whether it has a list of its segments.
+    is_listed: bool,
 }
 
 /// Reads which store this is; makes it up for a new one, and in salvage takes it from the segments if need be.
@@ -217,7 +249,9 @@ fn identify(storage: &dyn Storage, names: &[String], plan: &Plan<'_>, report: &m
             Ok(header) if !crate::builder::is_segment_len(header.len) || header.number != 0 || header.is_void => {
                 Err("the store's header makes no sense".to_owned())
             }
-            Ok(header) => Ok(Identity { store_id: header.store_id, segment_len: header.len, is_unwritten: false }),
+            Ok(SegmentHeader { store_id, len, is_listed, .. }) => {
+                Ok(Identity { store_id, segment_len: len, is_unwritten: false, is_listed })
+            }
             Err(BadHeader::Newer { major, features }) => return Err(newer(storage, STORE_NAME, major, features)),
             Err(BadHeader::Damaged) => Err("the store's header is damaged".to_owned()),
         },
@@ -263,7 +297,7 @@ fn new_identity(plan: &Plan<'_>, path: &Path) -> Result<Identity> {
         getrandom::fill(&mut store_id)
             .map_err(|error| Error::io("draw a store id for", path, std::io::Error::other(error)))?;
     }
-    Ok(Identity { store_id, segment_len: plan.segment_len, is_unwritten: true })
+    Ok(Identity { store_id, segment_len: plan.segment_len, is_unwritten: true, is_listed: false })
 }
 
 /// What most headers of segments say, if any can be read.
@@ -280,7 +314,8 @@ fn identity_of_segments(storage: &dyn Storage, names: &[String]) -> Result<Optio
         }
     }
     let most = votes.into_iter().max_by_key(|(_, count)| *count);
-    Ok(most.map(|((store_id, segment_len), _)| Identity { store_id, segment_len, is_unwritten: true }))
+    let is_listed = names.iter().any(|name| name == LIST_NAME);
+    Ok(most.map(|((store_id, segment_len), _)| Identity { store_id, segment_len, is_unwritten: true, is_listed }))
 }
 
 fn newer(storage: &dyn Storage, name: &str, major: u16, features: u32) -> Error {
@@ -291,15 +326,75 @@ fn newer(storage: &dyn Storage, name: &str, major: u16, features: u32) -> Error 
     Error::new(ErrorKind::UnsupportedVersion, message).at(&storage.path(name), Some(0))
 }
 
+/// What is wrong with the list, or with the segments by it: cases L and O.
+fn damage_of_list(
+    storage: &dyn Storage,
+    list: &Option<Result<SegmentList, String>>,
+    found: &[Found],
+    segment_len: u64,
+) -> Vec<Damage> {
+    match list {
+        None => Vec::new(),
+        Some(Err(reason)) => {
+            vec![Damage { path: storage.path(LIST_NAME), offset: 0, len: LIST_LEN, reason: reason.clone() }]
+        }
+        Some(Ok(list)) => {
+            let is_there = |number: &u64| found.binary_search_by_key(number, |segment| segment.number).is_ok();
+            let missing = list.listed().numbers.iter().filter(|number| !is_there(number));
+            let damage = |number: &u64| Damage {
+                path: storage.path(&segment_name(*number)),
+                offset: 0,
+                len: segment_len,
+                reason: MISSING.to_owned(),
+            };
+            missing.map(damage).collect()
+        }
+    }
+}
+
+/// Makes the list say what is kept, and the store's own file that there is a list.
+///
+/// Nothing that the list had may be removed before. Of what it gets new all names are durable, and so is the list
+/// before the store is said to have one.
+fn enlist(
+    storage: &Arc<dyn Storage>,
+    identity: &Identity,
+    list: Option<Result<SegmentList, String>>,
+    wanted: Listed,
+) -> Result<SegmentList> {
+    let Identity { store_id, segment_len, .. } = *identity;
+    let list = match list {
+        Some(Ok(mut list)) => {
+            list.settle()?;
+            if *list.listed() != wanted {
+                storage.sync_names()?;
+                list.put(wanted, &Poison::default())?;
+            }
+            list
+        }
+        Some(Err(_)) | None => {
+            storage.sync_names()?;
+            SegmentList::create(storage, store_id, segment_len, wanted)?
+        }
+    };
+    if identity.is_unwritten || !identity.is_listed {
+        let header = SegmentHeader { is_listed: true, ..SegmentHeader::new(store_id, 0, segment_len) };
+        storage.write_small(STORE_NAME, &header.encode())?;
+    }
+    Ok(list)
+}
+
+/// Reads the segments' files, and says which numbers are to be removed whatever stands in them: case M.
 fn read_segments(
     storage: &dyn Storage,
     names: &[String],
-    store_id: [u8; 16],
-    segment_len: u64,
+    identity: &Identity,
+    listed: Option<&Listed>,
     mode: RecoveryMode,
     report: &mut RecoveryReport,
-) -> Result<Vec<Found>> {
-    let mut found = Vec::new();
+) -> Result<(Vec<Found>, Vec<u64>)> {
+    let Identity { store_id, segment_len, .. } = *identity;
+    let (mut found, mut doomed) = (Vec::new(), Vec::new());
     let mut bytes = Vec::new();
     for name in names {
         let Some(number) = segment_number(name) else { continue };
@@ -336,7 +431,24 @@ fn read_segments(
                 damages.push(damage(0, SEGMENT_HEAD, "the segment's header is damaged".to_owned()))
             }
         }
+        let base = number << segment_len.trailing_zeros();
+        let scan = if is_void { Scan::blank() } else { scan(&bytes, binding, base) };
         let has_to_be_rebuilt = !damages.is_empty();
+        let segment = Found { number, base, len: segment_len, binding, blob, scan, has_to_be_rebuilt };
+        match listed.map(|listed| listed.standing(number)) {
+            Some(Standing::Unlisted) if !segment.is_spare() => {
+                doomed.push(number);
+                continue;
+            }
+            Some(Standing::Unborn) if !segment.scan.is_blank() && mode == RecoveryMode::Strict => {
+                damages.push(damage(
+                    0,
+                    segment_len,
+                    format!("the segment holds records, and {LIST_NAME} never had it"),
+                ));
+            }
+            Some(Standing::Listed | Standing::Unlisted | Standing::Unborn) | None => {}
+        }
         match mode {
             RecoveryMode::Salvage => report.lost.append(&mut damages),
             RecoveryMode::Strict => {
@@ -345,12 +457,10 @@ fn read_segments(
                 }
             }
         }
-        let base = number << segment_len.trailing_zeros();
-        let scan = if is_void { Scan::blank() } else { scan(&bytes, binding, base) };
-        report.records += scan.records;
-        found.push(Found { number, base, len: segment_len, binding, blob, scan, has_to_be_rebuilt });
+        report.records += segment.scan.records;
+        found.push(segment);
     }
-    Ok(found)
+    Ok((found, doomed))
 }
 
 /// A segment's bytes, with zeros for those that a file of the wrong length doesn't have.
@@ -693,6 +803,7 @@ fn finish(journal: &Journal, shards: &Shards<Shard>, now_ms: u64, report: &mut R
 pub(crate) fn verify(journal: &Journal) -> Result<u64> {
     // No mark is being rewritten while it is read.
     let _sealing = journal.sealing();
+    journal.verify_list()?;
     let mut records = 0;
     let mut bytes = Vec::new();
     for segment in journal.segments().iter() {

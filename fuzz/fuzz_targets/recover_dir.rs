@@ -76,7 +76,15 @@ fuzz_target!(|input: (Vec<(u8, u16, u8, Vec<u8>)>, Vec<(u8, Vec<u8>)>)| {
             }
         }
     }
-    let names = ["STORE", "LOCK", "0000000000000001.seg", "00000000000000ff.seg", "x.seg", "0000000000000002.seg.new"];
+    let names = [
+        "STORE",
+        "LOCK",
+        "SEGMENTS",
+        "0000000000000001.seg",
+        "00000000000000ff.seg",
+        "x.seg",
+        "0000000000000002.seg.new",
+    ];
     for (name, contents) in foreign {
         let name = names[usize::from(name) % names.len()].to_owned();
         files.retain(|(other, _)| *other != name);

@@ -1,4 +1,4 @@
-//! Bytes of a segment: its header, and the records in it (format version 1).
+//! Bytes of a segment: its header, and the records in it (format version 1). The list of segments is such a record too.
 //!
 //! Segment header, at offset 0. At 512 may stand a record of kind mark or seal, which repeats how far the segment is
 //! durable, so that damage at the end of its records can't hide the note of it. All else below 4096 is zero.
@@ -8,7 +8,8 @@
 //!      0    8  magic "ONCEKEY\x01"
 //!      8    2  major version: a reader refuses any other
 //!     10    2  minor version: a reader ignores it
-//!     12    4  feature bits: a reader refuses any that it doesn't know. Bit 0: all behind the header is void
+//!     12    4  feature bits: a reader refuses any that it doesn't know. Bit 0: all behind the header is void;
+//!              bit 1, of the store's own file only: its segments are listed
 //!     16   16  store id
 //!     32    8  segment number
 //!     40    8  segment length in bytes
@@ -26,7 +27,7 @@
 //!      4    4  length of the payload
 //!      8    4  CRC-32C of all that follows this header
 //!     12    4  attempt: 1 for the first reservation of a key
-//!     16    8  fence (mark and seal: LSN below which all is durable)
+//!     16    8  fence (mark and seal: LSN below which all is durable; list: its sequence number)
 //!     24    8  when it was written, Unix ms
 //!     32    8  end of the lease or of the retention, Unix ms; all ones: never
 //!     40   16  fingerprint
@@ -59,7 +60,9 @@ const MAJOR: u16 = 1;
 const MINOR: u16 = 0;
 /// Feature bit of a segment that is being made a spare again: nothing behind its header counts.
 const VOID: u32 = 1;
-const KNOWN_FEATURES: u32 = VOID;
+/// Feature bit of a store that lists its segments, in its own file only.
+const LISTED: u32 = 2;
+const KNOWN_FEATURES: u32 = VOID | LISTED;
 
 /// What a record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,6 +88,8 @@ pub(crate) enum Kind {
     Seal = 0x52,
     /// Space that was claimed and not used.
     Pad = 0x61,
+    /// Which segments there are; never in a segment.
+    List = 0x71,
 }
 
 impl Kind {
@@ -101,6 +106,7 @@ impl Kind {
             0x51 => Kind::Mark,
             0x52 => Kind::Seal,
             0x61 => Kind::Pad,
+            0x71 => Kind::List,
             _ => return None,
         })
     }
@@ -116,7 +122,7 @@ impl Kind {
             Kind::Reserved | Kind::Point => Some(Phase::Reserved),
             Kind::Completed | Kind::Failed => Some(Phase::Completed),
             Kind::Released => Some(Phase::Released),
-            Kind::Scrubbed | Kind::Erase | Kind::Mark | Kind::Seal | Kind::Pad => None,
+            Kind::Scrubbed | Kind::Erase | Kind::Mark | Kind::Seal | Kind::Pad | Kind::List => None,
         }
     }
 }
@@ -380,6 +386,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) len: u64,
     /// Whether it is on its way to another number, and what stands behind the header is void.
     pub(crate) is_void: bool,
+    /// Of the store's own file: whether its segments are listed.
+    pub(crate) is_listed: bool,
 }
 
 /// Why a segment or store header can't be used.
@@ -398,7 +406,7 @@ pub(crate) enum BadHeader {
 
 impl SegmentHeader {
     pub(crate) fn new(store_id: [u8; 16], number: u64, len: u64) -> Self {
-        SegmentHeader { store_id, number, len, is_void: false }
+        SegmentHeader { store_id, number, len, is_void: false, is_listed: false }
     }
 
     pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER] {
@@ -406,7 +414,8 @@ impl SegmentHeader {
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..10].copy_from_slice(&MAJOR.to_le_bytes());
         bytes[10..12].copy_from_slice(&MINOR.to_le_bytes());
-        bytes[12..16].copy_from_slice(&if self.is_void { VOID } else { 0 }.to_le_bytes());
+        let features = if self.is_void { VOID } else { 0 } | if self.is_listed { LISTED } else { 0 };
+        bytes[12..16].copy_from_slice(&features.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.store_id);
         bytes[32..40].copy_from_slice(&self.number.to_le_bytes());
         bytes[40..48].copy_from_slice(&self.len.to_le_bytes());
@@ -422,13 +431,15 @@ impl SegmentHeader {
         }
         let major = u16::from_le_bytes([bytes[8], bytes[9]]);
         let features = field(bytes, 12);
-        if major != MAJOR || features & !KNOWN_FEATURES != 0 {
+        let number = long(bytes, 32);
+        let known = if number == 0 { KNOWN_FEATURES } else { KNOWN_FEATURES & !LISTED };
+        if major != MAJOR || features & !known != 0 {
             return Err(BadHeader::Newer { major, features });
         }
         let mut store_id = [0; 16];
         store_id.copy_from_slice(&bytes[16..32]);
-        let is_void = features & VOID != 0;
-        Ok(SegmentHeader { store_id, number: long(bytes, 32), len: long(bytes, 40), is_void })
+        let (is_void, is_listed) = (features & VOID != 0, features & LISTED != 0);
+        Ok(SegmentHeader { store_id, number, len: long(bytes, 40), is_void, is_listed })
     }
 }
 
@@ -500,10 +511,10 @@ mod tests {
     #[test]
     fn a_kind_is_read_back_from_its_byte() {
         use Kind::*;
-        for kind in [Reserved, Point, Completed, Failed, Released, Scrubbed, Erase, Mark, Seal, Pad] {
+        for kind in [Reserved, Point, Completed, Failed, Released, Scrubbed, Erase, Mark, Seal, Pad, List] {
             assert_eq!(Kind::from_byte(kind as u8), Some(kind));
         }
-        assert_eq!((0..=255).filter_map(Kind::from_byte).count(), 10);
+        assert_eq!((0..=255).filter_map(Kind::from_byte).count(), 11);
     }
 
     #[test]

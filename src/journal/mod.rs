@@ -7,12 +7,13 @@
 //! the records of a segment die at about the same time and the segment can be removed whole. So have the notes of erasures:
 //! nobody else fills their segment, and it is dead when what they say is done.
 //!
-//! - **J5** No lock is held across I/O but `turn`, `next_number` and `sealing`: whoever takes them waits for that I/O.
+//! - **J5** No lock is held across I/O but `turn`, `next_number`, `sealing` and `list`: whoever takes them waits for that I/O.
 //! - **J6** A segment is in the map from before its first record is written until after its removal was decided.
 //! - **J7** After the first failed write or sync nothing is acknowledged any more (`poison`).
 
 pub(crate) mod codec;
 pub(crate) mod commit;
+pub(crate) mod list;
 pub(crate) mod media;
 pub(crate) mod mmap;
 pub(crate) mod reader;
@@ -26,6 +27,7 @@ use crate::sync::{Condvar, Mutex};
 use arc_swap::{ArcSwap, Guard};
 use codec::{Binding, HEADER, Meta, RecordRef, SEGMENT_HEAD, SegmentHeader};
 use commit::Poison;
+use list::SegmentList;
 use media::Storage;
 use segment::Segment;
 use std::collections::{HashMap, VecDeque};
@@ -122,13 +124,16 @@ pub(crate) struct Options {
 pub(crate) struct Journal {
     storage: Arc<dyn Storage>,
     options: Options,
+    /// Which segments there are; none for a store in memory. The last lock to be taken.
+    list: Option<Mutex<SegmentList>>,
     map: ArcSwap<SegmentMap>,
     /// Serializes changes of `map`.
     map_writer: Mutex<()>,
     streams: [StreamHead; STREAMS],
     spares: Mutex<VecDeque<Arc<Segment>>>,
-    /// Number of a segment that recovery found blank; 0 once it was made a spare, if there was one. Under its own number
-    /// it can't be: a power cut may have taken reservations in it, whose fences must not be given out again.
+    /// Number of a segment that recovery found blank, or that could not be listed; 0 once it was made a spare, if there was
+    /// one. Under its own number it can't be: a power cut may have taken reservations in it, whose fences must not be
+    /// given out again.
     blank: AtomicU64,
     /// The number of the next segment; held while one is made.
     next_number: Mutex<u64>,
@@ -162,6 +167,7 @@ impl Journal {
     pub(crate) fn new(
         storage: Arc<dyn Storage>,
         options: Options,
+        list: Option<SegmentList>,
         segments: &[Arc<Segment>],
         blank: Option<u64>,
         next_number: u64,
@@ -174,6 +180,7 @@ impl Journal {
         Ok(Journal {
             storage,
             options,
+            list: list.map(Mutex::new),
             map: ArcSwap::from_pointee(SegmentMap(map)),
             map_writer: Mutex::default(),
             streams: std::array::from_fn(|_| head()),
@@ -385,8 +392,11 @@ impl Journal {
     }
 
     fn make_spare(&self, next_number: &mut u64) -> Result<()> {
+        // It could not be listed.
+        self.poison.check()?;
         let blank = self.blank.swap(0, Ordering::Relaxed);
         if blank > 0 {
+            self.unlist(&[blank]).inspect_err(|_| self.blank.store(blank, Ordering::Relaxed))?;
             return self.renew(blank, next_number);
         }
         if !self.fits_one_more() {
@@ -396,19 +406,38 @@ impl Journal {
         let blob = self.storage.create(&segment_name(header.number), header.len, &header.encode())?;
         *next_number += 1;
         self.used_bytes.fetch_add(header.len, Ordering::Relaxed);
+        self.enlist(header.number)?;
         self.add_spare(header.number, blob)
     }
 
-    /// Makes a spare of a segment that nobody needs any more, which takes no free space.
+    /// Makes a spare of a segment that nobody needs any more and that isn't listed, which takes no free space.
     ///
-    /// If that fails, its file keeps the highest number taken, and the next opening has it.
+    /// If that fails, its file stays under either number, and the next opening has it.
     fn renew(&self, old: u64, next_number: &mut u64) -> Result<()> {
         let header = self.header(*next_number)?;
         *next_number += 1;
         let void = SegmentHeader { number: old, is_void: true, ..header };
         let names = [old, header.number].map(segment_name);
         let blob = self.storage.renew(&names[0], &names[1], header.len, &void.encode(), &header.encode())?;
+        self.enlist(header.number)?;
         self.add_spare(header.number, blob)
+    }
+
+    /// Lists a new segment (L1). If that fails its file stays, as the list may say so after all, and is made another spare.
+    fn enlist(&self, number: u64) -> Result<()> {
+        let Some(list) = &self.list else { return Ok(()) };
+        list.lock().add(number, &self.poison).inspect_err(|_| self.blank.store(number, Ordering::Relaxed))
+    }
+
+    fn unlist(&self, numbers: &[u64]) -> Result<()> {
+        let Some(list) = &self.list else { return Ok(()) };
+        list.lock().remove(numbers, &self.poison)
+    }
+
+    /// Reads the list of segments back; nobody removes any meanwhile.
+    pub(crate) fn verify_list(&self) -> Result<()> {
+        let Some(list) = &self.list else { return Ok(()) };
+        list.lock().verify()
     }
 
     /// Ends the active segment of notes, all of which are done with, and makes a spare of it; `false` if there is none.
@@ -423,7 +452,9 @@ impl Journal {
         }
         active.fill();
         active.quiesce();
-        head.active.store(Arc::new(full_segment()?));
+        let full = Arc::new(full_segment()?);
+        self.unlist(&[active.number()])?;
+        head.active.store(full);
         self.change_map(|map| map.remove(&active.number()));
         self.renew(active.number(), &mut self.next_number.lock())?;
         Ok(true)
@@ -556,12 +587,20 @@ impl Journal {
         }
     }
 
-    /// Takes a segment off the storage and out of the map; durable after [`sync_names`](Journal::sync_names).
-    pub(crate) fn remove(&self, number: u64) -> Result<()> {
-        self.has_dirty_names.store(true, Ordering::Release);
-        self.storage.remove(&segment_name(number))?;
-        if let Some(removed) = self.change_map(|map| map.remove(&number)) {
-            self.used_bytes.fetch_sub(removed.accounted_bytes(), Ordering::Relaxed);
+    /// Takes segments out of the list, all or none of them durably, then off the storage and out of the map.
+    ///
+    /// Their names may come back after a power cut until [`sync_names`](Journal::sync_names); recovery removes them again.
+    pub(crate) fn remove(&self, numbers: &[u64]) -> Result<()> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        self.unlist(numbers)?;
+        for number in numbers {
+            self.has_dirty_names.store(true, Ordering::Release);
+            self.storage.remove(&segment_name(*number))?;
+            if let Some(removed) = self.change_map(|map| map.remove(number)) {
+                self.used_bytes.fetch_sub(removed.accounted_bytes(), Ordering::Relaxed);
+            }
         }
         Ok(())
     }

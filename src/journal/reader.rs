@@ -126,7 +126,7 @@ impl Scan {
             Kind::Erase => self.targets.extend(Target::decode_all(record.payload())),
             Kind::Reserved | Kind::Point | Kind::Released => self.has_reservations = true,
             Kind::Completed | Kind::Failed => self.has_answers = true,
-            Kind::Scrubbed | Kind::Pad => {}
+            Kind::Scrubbed | Kind::Pad | Kind::List => {}
         }
         self.records += 1;
         self.end = at + record.len();

@@ -249,6 +249,37 @@ fn a_flipped_bit_of_the_stores_own_file_is_refused() {
 }
 
 #[test]
+fn a_segment_that_is_missing_is_refused() {
+    for (at, one) in segments(closed()).iter().enumerate() {
+        let mut files = closed().clone();
+        files.remove(one);
+        assert_eq!(check(&files, &format!("without {one}")), Opened::Refused);
+        for two in &segments(closed())[at + 1..] {
+            files.remove(two);
+            assert_eq!(check(&files, &format!("without {one}, {two} and those between")), Opened::Refused);
+        }
+    }
+}
+
+#[test]
+fn damage_to_the_list_of_segments_is_harmless_or_refused() {
+    let mut refused = 0;
+    for at in (0..8192).filter(|at| at % 4096 < 200 || at % 512 == 0) {
+        let one = damaged("SEGMENTS", |bytes| bytes[at] ^= 1 << (at % 8));
+        assert_eq!(check(&one, &format!("SEGMENTS: byte {at}")), Opened::Whole);
+        let both = damaged("SEGMENTS", |bytes| {
+            for at in [at, (at + 4096) % 8192] {
+                bytes[at] ^= 1 << (at % 8);
+            }
+        });
+        refused += u32::from(check(&both, &format!("SEGMENTS: byte {at} of both slots")) == Opened::Refused);
+        let cut = damaged("SEGMENTS", |bytes| bytes.truncate(at));
+        assert_eq!(check(&cut, &format!("SEGMENTS cut to {at} bytes")), Opened::Refused);
+    }
+    assert!(refused > 150, "{refused}");
+}
+
+#[test]
 fn overwritten_stretches_are_harmless_or_refused() {
     for name in segments(closed()) {
         for (len, stride) in [(120, 1009), (512, 512 * 5), (4096, 4096 * 2), (8, 3001)] {

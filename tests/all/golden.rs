@@ -5,7 +5,9 @@
 
 use crate::support::{START_MS, interrupted, manual, reserved};
 use oncekey::testing::{DiskOp, SimDisk};
-use oncekey::{Builder, Durability, ManualClock, Media, Mismatch, Outcome, Request, Reservation, Retention, Store};
+use oncekey::{
+    Builder, Durability, ErrorKind, ManualClock, Media, Mismatch, Outcome, Request, Reservation, Retention, Store,
+};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,12 +36,31 @@ fn unpack(name: &str) -> tempfile::TempDir {
     for entry in fs::read_dir(fixture(name)).unwrap() {
         let file = entry.unwrap().file_name().into_string().unwrap();
         let mut bytes = fs::read(fixture(name).join(&file)).unwrap();
-        if file.ends_with(".seg") {
-            bytes.resize(SEGMENT_LEN, 0);
-        }
+        pad(&file, &mut bytes);
         fs::write(dir.path().join(file), bytes).unwrap();
     }
     dir
+}
+
+/// Puts back the zeros at a file's end.
+fn pad(file: &str, bytes: &mut Vec<u8>) {
+    if file.ends_with(".seg") {
+        bytes.resize(SEGMENT_LEN, 0);
+    } else if file == "SEGMENTS" {
+        bytes.resize(8192, 0);
+    }
+}
+
+/// The same on a simulated disk.
+fn unpack_simulated(name: &str) -> SimDisk {
+    let disk = SimDisk::new();
+    for entry in fs::read_dir(fixture(name)).unwrap() {
+        let file = entry.unwrap().file_name().into_string().unwrap();
+        let mut bytes = fs::read(fixture(name).join(&file)).unwrap();
+        pad(&file, &mut bytes);
+        disk.put(&file, bytes);
+    }
+    disk
 }
 
 fn builder() -> Builder {
@@ -172,6 +193,59 @@ fn an_erasure_that_version_1_did_not_finish_is_finished() {
     assert!(!holds(dir.path()));
 }
 
+#[test]
+fn a_store_of_version_1_with_a_list_of_its_segments_is_readable() {
+    open("v1-listed", |store| {
+        assert!(store.recovery().cut.is_empty());
+        assert_eq!((store.recovery().completed, store.recovery().interrupted), (10, 3));
+        check_history(store);
+    });
+    for number in 1..=5 {
+        let dir = unpack("v1-listed");
+        let missing = dir.path().join(format!("{number:016x}.seg"));
+        fs::remove_file(&missing).unwrap();
+        let error = builder().open(dir.path()).unwrap_err();
+        assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some(&*missing)));
+    }
+}
+
+/// Those made before there were lists get one; whatever cuts that short, the next opening goes on.
+#[test]
+fn a_store_without_a_list_of_segments_gets_one() {
+    let mut cut_off = 0;
+    for name in ["v1-closed", "v1-killed", "v1-torn", "v1-erasing"] {
+        for op in [DiskOp::Create, DiskOp::Overwrite, DiskOp::Sync, DiskOp::SyncNames, DiskOp::Remove] {
+            for call in 0.. {
+                let disk = unpack_simulated(name);
+                assert_eq!((disk.contents("SEGMENTS"), disk.contents("STORE").unwrap()[12]), (None, 0));
+                disk.fail(op, call, std::io::ErrorKind::Other);
+                let is_cut_off = builder().open_simulated(&disk).is_err();
+                cut_off += u32::from(is_cut_off);
+                for seed in 0..8_u32 {
+                    let mut at = 0;
+                    let image = disk.after_power_cut(|| {
+                        at += 1;
+                        seed.rotate_right(at) & 1 == 1
+                    });
+                    let store = builder().open_simulated(&image).unwrap();
+                    assert!(store.recovery().lost.is_empty());
+                    check_history(&store);
+                    store.verify().unwrap();
+                    store.close().unwrap();
+                    assert_eq!(image.contents("STORE").unwrap()[12], 2, "marked as having a list");
+                    let victim = image.files().into_iter().map(|(name, _)| name).find(|name| name.ends_with(".seg"));
+                    image.take(&victim.unwrap());
+                    assert_eq!(builder().open_simulated(&image).unwrap_err().kind(), ErrorKind::Corrupt);
+                }
+                if !is_cut_off {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(cut_off > 30, "{cut_off}");
+}
+
 /// Writes what [`check_history`] expects; returns the guards of those who are to vanish.
 fn write_history(store: &Store) -> Vec<Reservation> {
     let reserve = |request: Request<'_>| match store.reserve(&request.retention(Retention::For(HOUR))).unwrap() {
@@ -235,6 +309,7 @@ fn fixtures_are_made_when_asked_for() {
 
     let (disk, store, guards) = make();
     keep(&disk.after_process_death(), "v1-killed");
+    keep(&disk.after_process_death(), "v1-listed");
     store.close().unwrap();
     drop(guards);
     keep(&disk, "v1-closed");

@@ -177,7 +177,7 @@ fn copy(disk: &SimDisk) -> SimDisk {
 #[test]
 fn case_a_files_that_were_being_made_are_removed_and_other_names_left_alone() {
     let disk = closed();
-    let unborn = ["STORE.new", "00000000000000ff.seg.new", "probe-a.new", "probe-b.new"];
+    let unborn = ["STORE.new", "SEGMENTS.new", "00000000000000ff.seg.new", "probe-a.new", "probe-b.new"];
     let foreign = ["notes.new", "notes.txt", "1.seg", "00000000000000FF.seg", "lost+found"];
     for name in unborn.iter().chain(&foreign) {
         disk.put(name, b"half a file".to_vec());
@@ -890,4 +890,317 @@ fn an_erasure_inside_what_salvage_padded_is_not_done_again() {
         store.verify().unwrap();
         store.close().unwrap();
     }
+}
+
+const LIST: &str = "SEGMENTS";
+const MISSING: &str = "the segment's file is missing";
+/// All calls that change a disk.
+const CHANGES: [DiskOp; 6] =
+    [DiskOp::Create, DiskOp::Append, DiskOp::Overwrite, DiskOp::Sync, DiskOp::SyncNames, DiskOp::Remove];
+
+/// A store with segments of reservations, of answers of several lifetimes and of notes, sealed and in use, and spares.
+fn varied() -> (SimDisk, Store) {
+    let disk = SimDisk::new();
+    let store = builder(Durability::Synced).open_simulated(&disk).unwrap();
+    for (number, seconds) in [5, 60, 500, 4_000, 90_000, 5_000_000].into_iter().enumerate() {
+        let name = key(number);
+        let request =
+            Request::new(&name).fingerprint(asked(number)).retention(Retention::For(Duration::from_secs(seconds)));
+        reserved(store.reserve(&request).unwrap()).complete(vec![number as u8; 40_000]).unwrap();
+        if number == 2 {
+            reserved(store.reserve(&request.scope("again")).unwrap()).complete(vec![7; 40_000]).unwrap();
+        }
+    }
+    store.erase(&Request::new(&key(5))).unwrap();
+    store.maintain(usize::MAX).unwrap();
+    (disk, store)
+}
+
+/// What is answered, without asking for more.
+fn answers(store: &Store, keys: usize) -> Vec<Option<Vec<u8>>> {
+    let get = |(number, scope)| store.get(&Request::new(&key(number)).scope(scope)).unwrap();
+    let keys = (0..keys).flat_map(|number| [(number, ""), (number, "again")]);
+    keys.map(get).map(|record| record.map(|record| record.bytes().to_vec())).collect()
+}
+
+#[test]
+fn case_l_each_segment_taken_away_is_refused_by_name_and_reported_by_salvage() {
+    let (disk, store) = varied();
+    let killed = disk.after_process_death();
+    let all = answers(&strict(&copy(&killed)), 6);
+    store.close().unwrap();
+    for disk in [killed, disk] {
+        assert!(segments(&disk).len() >= 9, "{:?}", segments(&disk));
+        let mut lost_keys = 0;
+        for name in segments(&disk) {
+            let disk = copy(&disk);
+            disk.take(&name);
+            assert_refused(&copy(&disk), RecoveryMode::Strict, ErrorKind::Corrupt, &name, 0);
+            let error = open(&copy(&disk), RecoveryMode::Strict).unwrap_err();
+            assert!(error.to_string().contains(MISSING), "{error}");
+            let store = salvage(&disk);
+            let lost = &store.recovery().lost;
+            assert_eq!(lost.len(), 1, "{name}: {lost:?}");
+            assert_eq!((lost[0].offset, lost[0].len, &*lost[0].reason), (0, SEGMENT_LEN as u64, MISSING));
+            assert_eq!(lost[0].path, Path::new("simulated").join(&name));
+            let left = answers(&store, 6);
+            lost_keys += all.iter().zip(&left).filter(|(all, left)| all != left).count();
+            store.verify().unwrap();
+            store.close().unwrap();
+            let again = strict(&disk);
+            assert!(again.recovery().lost.is_empty());
+            assert!(answers(&again, 6) == left, "{name}");
+        }
+        assert!(lost_keys >= 5, "{lost_keys}");
+    }
+}
+
+#[test]
+fn case_l_several_missing_segments_are_all_reported() {
+    let (disk, store) = varied();
+    store.close().unwrap();
+    let names = segments(&disk);
+    names.iter().for_each(|name| disk.take(name));
+    assert_refused(&copy(&disk), RecoveryMode::Strict, ErrorKind::Corrupt, &names[0], 0);
+    let store = salvage(&disk);
+    assert_eq!(store.recovery().lost.len(), names.len());
+    // No fence is given out twice although nothing is left that had one.
+    let last = u64::from_str_radix(&names.last().unwrap()[..16], 16).unwrap();
+    assert!(reserved(reserve(&store, 0).unwrap()).fence() > last << SEGMENT_LEN.trailing_zeros());
+}
+
+#[test]
+fn case_m_a_removed_segment_that_is_back_is_removed_again_and_not_read() {
+    let (clock, disk) = (Arc::new(ManualClock::new(START_MS)), SimDisk::new());
+    let store = builder(Durability::Synced).clock(Arc::clone(&clock) as Arc<_>).open_simulated(&disk).unwrap();
+    for number in 0..3 {
+        let name = key(number);
+        let request = Request::new(&name).retention(Retention::For(Duration::from_secs(5)));
+        reserved(store.reserve(&request).unwrap()).complete(vec![7; 40_000]).unwrap();
+    }
+    complete(&store, 9);
+    let before = disk.after_process_death();
+    clock.advance(Duration::from_secs(5));
+    assert!(store.maintain(usize::MAX).unwrap().removed > 0);
+    store.close().unwrap();
+    let gone: Vec<String> = segments(&before).into_iter().filter(|name| disk.contents(name).is_none()).collect();
+    assert!(gone.len() >= 2, "{gone:?}");
+    // The clock is back where those answers still counted.
+    let wanted = answers(&strict(&copy(&disk)), 10);
+    assert!(answers(&strict(&copy(&before)), 10) != wanted);
+    let damages: [fn(&mut Vec<u8>); 4] =
+        [|_| {}, |bytes| bytes[20] ^= 1, |bytes| bytes[5_000] ^= 1, |bytes| bytes.truncate(9_000)];
+    for damage in damages {
+        let disk = copy(&disk);
+        let left = segments(&disk);
+        for name in &gone {
+            let mut bytes = before.contents(name).unwrap();
+            damage(&mut bytes);
+            disk.put(name, bytes);
+        }
+        let store = strict(&disk);
+        assert!(store.recovery().lost.is_empty() && store.recovery().cut.is_empty(), "{:?}", store.recovery());
+        assert!(answers(&store, 10) == wanted);
+        assert!(segments(&disk).iter().all(|name| left.contains(name)));
+        assert!(reserved(reserve(&store, 0).unwrap()).release().is_ok(), "an answer that was over is back");
+    }
+    // What is not ours is not removed either.
+    let foreign = copy(&disk);
+    foreign.put(&gone[0], closed_once().contents(&segments(&closed_once())[0]).unwrap());
+    assert_refused(&foreign, RecoveryMode::Strict, ErrorKind::Corrupt, &gone[0], 0);
+}
+
+#[test]
+fn case_n_a_list_that_is_not_the_newest_is_refused_and_salvage_takes_what_is_there() {
+    let disk = SimDisk::new();
+    let store = builder(Durability::Synced).open_simulated(&disk).unwrap();
+    let mut lists = vec![disk.contents(LIST).unwrap()];
+    for number in 0..12 {
+        reserved(reserve(&store, number).unwrap()).complete(vec![number as u8; 30_000]).unwrap();
+        if number % 3 == 1 {
+            store.erase(&Request::new(&key(number - 1))).unwrap();
+        }
+        if number % 2 == 0 {
+            store.maintain(usize::MAX).unwrap();
+        }
+        let list = disk.contents(LIST).unwrap();
+        if !lists.contains(&list) {
+            lists.push(list);
+        }
+    }
+    store.close().unwrap();
+    let wanted = found(&strict(&copy(&disk)), 12);
+    assert!(lists.len() > 6 && lists.last() == disk.contents(LIST).as_ref(), "{}", lists.len());
+    let (mut never_had, mut harmless) = (0, 0);
+    for stale in &lists[..lists.len() - 1] {
+        let disk = copy(&disk);
+        disk.put(LIST, stale.clone());
+        let before = files(&disk);
+        let refused = copy(&disk);
+        match open(&refused, RecoveryMode::Strict) {
+            // It lacks no more than spares.
+            Ok(store) => {
+                assert_eq!(found(&store, 12), wanted);
+                harmless += 1;
+            }
+            Err(error) => {
+                assert_eq!((error.kind(), error.offset()), (ErrorKind::Corrupt, Some(0)), "{error}");
+                never_had += u32::from(error.to_string().contains("never had it"));
+                assert!(files(&refused) == before);
+            }
+        }
+        let store = salvage(&disk);
+        assert_eq!(found(&store, 12), wanted);
+        store.verify().unwrap();
+    }
+    assert!(never_had > 3 && harmless < 3, "{never_had}, {harmless}");
+}
+
+#[test]
+fn case_o_a_list_that_is_missing_or_cannot_be_read_is_refused_and_written_anew_by_salvage() {
+    let other = closed();
+    let longer = closed_once().contents(LIST).unwrap().len() + 8;
+    type Harm = Box<dyn Fn(&SimDisk)>;
+    let mut damages: Vec<Harm> = vec![
+        Box::new(|disk| disk.take(LIST)),
+        Box::new(move |disk| disk.put(LIST, other.contents(LIST).unwrap())),
+        Box::new(|disk| change(disk, LIST, |bytes| bytes.fill(0))),
+        Box::new(|disk| change(disk, LIST, |bytes| [70, 4096 + 70].into_iter().for_each(|at| bytes[at] ^= 1))),
+        Box::new(|disk| change(disk, LIST, |bytes| bytes.rotate_left(4096))),
+    ];
+    for len in [0, 1, 100, 4095, 4096, 4097, 8191, 8193, 16_384 + 1, longer] {
+        damages.push(Box::new(move |disk| change(disk, LIST, |bytes| bytes.resize(len, 0))));
+    }
+    for damage in damages {
+        let disk = copy(&closed_once());
+        damage(&disk);
+        assert_refused(&copy(&disk), RecoveryMode::Strict, ErrorKind::Corrupt, LIST, 0);
+        let store = salvage(&disk);
+        let lost = &store.recovery().lost;
+        assert_eq!(lost.len(), 1, "{lost:?}");
+        assert!(lost[0].path.ends_with(LIST) && lost[0].offset == 0);
+        assert_eq!(found(&store, 13), expected());
+        store.verify().unwrap();
+        store.close().unwrap();
+        let again = strict(&disk);
+        assert!(again.recovery().lost.is_empty());
+        assert_eq!(found(&again, 12), expected()[..12]);
+    }
+}
+
+#[test]
+fn case_p_damage_to_one_slot_of_the_list_does_no_harm_and_is_mended() {
+    let whole = closed_once().contents(LIST).unwrap();
+    let wanted = {
+        let disk = copy(&closed_once());
+        drop(strict(&disk));
+        files(&disk)
+    };
+    for slot in [0, 4096] {
+        // Behind it may be what is left of a longer one.
+        let used = 64 + u32::from_le_bytes(whole[slot + 4..slot + 8].try_into().unwrap()) as usize;
+        for bit in 0..used * 8 {
+            let disk = copy(&closed_once());
+            change(&disk, LIST, |bytes| bytes[slot + bit / 8] ^= 1 << (bit % 8));
+            let store = strict(&disk);
+            assert_eq!((store.recovery().completed, store.recovery().interrupted), (10, 2));
+            drop(store);
+            assert!(files(&disk.after_power_cut(|| true)) == wanted, "bit {bit} of the slot at {slot}");
+        }
+    }
+}
+
+#[test]
+fn verification_notices_a_segment_that_was_taken_away_and_another_list() {
+    let (disk, store) = varied();
+    store.verify().unwrap();
+    let list = disk.contents(LIST).unwrap();
+    change(&disk, LIST, |bytes| bytes.fill(0));
+    let error = store.verify().unwrap_err();
+    assert!(error.kind() == ErrorKind::Corrupt && error.path().unwrap().ends_with(LIST), "{error}");
+    disk.put(LIST, list);
+    store.verify().unwrap();
+    let name = segments(&disk)[0].clone();
+    disk.take(&name);
+    let error = store.verify().unwrap_err();
+    assert!(error.kind() == ErrorKind::Corrupt && error.path().unwrap().ends_with(&name), "{error}");
+}
+
+#[test]
+fn a_new_store_whose_making_was_cut_short_is_made() {
+    let mut points = 0;
+    for op in [DiskOp::Create, DiskOp::Sync, DiskOp::SyncNames] {
+        for call in 0.. {
+            let disk = SimDisk::new();
+            disk.fail(op, call, io::ErrorKind::Other);
+            let Err(_) = open(&disk, RecoveryMode::Strict) else { break };
+            points += 1;
+            for image in all_cuts(&disk).into_iter().chain([disk.after_process_death()]) {
+                let store = strict(&image);
+                complete(&store, 1);
+                store.close().unwrap();
+                assert_eq!(strict(&image).recovery().completed, 1);
+            }
+        }
+    }
+    assert!(points >= 4, "{points}");
+}
+
+/// Segments are made, renewed and removed; wherever that is cut off, no segment seems to be missing or to be too many.
+#[test]
+fn segments_that_come_and_go_cut_off_at_any_step_are_no_loss() {
+    let (mut cut_off, mut images) = (0, 0);
+    for op in CHANGES {
+        for call in 0.. {
+            let (disk, clock) = (SimDisk::new(), Arc::new(ManualClock::new(START_MS)));
+            let open =
+                |disk: &SimDisk| builder(Durability::Synced).clock(Arc::clone(&clock) as Arc<_>).open_simulated(disk);
+            let store = open(&disk).unwrap();
+            complete(&store, 0);
+            for number in 1..5 {
+                let name = key(number);
+                let request = Request::new(&name).retention(Retention::For(Duration::from_secs([5, 60][number % 2])));
+                reserved(store.reserve(&request).unwrap()).complete(vec![7; 40_000]).unwrap();
+            }
+            clock.advance(Duration::from_secs(60));
+            disk.fail(op, call, io::ErrorKind::Other);
+            let is_cut_off = store.maintain(usize::MAX).is_err()
+                || store.erase(&Request::new(&key(9))).is_err()
+                || reserve(&store, 8).map_or(true, |outcome| reserved(outcome).complete([8; 40_000]).is_err())
+                || store.maintain(usize::MAX).is_err();
+            cut_off += u32::from(is_cut_off);
+            for image in all_cuts(&disk).into_iter().chain([disk.after_process_death()]) {
+                images += 1;
+                let store = open(&image).unwrap_or_else(|error| panic!("{op:?} {call}: {error:?}"));
+                assert!(store.recovery().lost.is_empty(), "{op:?} {call}");
+                store.verify().unwrap();
+                let keys = found(&store, 5);
+                assert_eq!(keys[0], Found::Answer(answer(0)));
+                assert_eq!(keys[1..], vec![Found::Vacant; 4], "{op:?} {call}");
+                store.maintain(usize::MAX).unwrap();
+                store.close().unwrap();
+                assert!(open(&image).unwrap().recovery().lost.is_empty());
+            }
+            if !is_cut_off {
+                break;
+            }
+        }
+    }
+    assert!(cut_off > 25 && images > 300, "{cut_off} points, {images} images");
+}
+
+/// A list that can't be written is an error of the call, and the segment that was made for it is not lost.
+#[test]
+fn a_spare_that_could_not_be_listed_is_used_later() {
+    let disk = SimDisk::new();
+    let store = builder(Durability::Buffered).open_simulated(&disk).unwrap();
+    for _ in 0..8 {
+        disk.fail(DiskOp::Overwrite, 0, io::ErrorKind::StorageFull);
+        assert_eq!(reserve(&store, 0).unwrap_err().kind(), ErrorKind::StorageFull);
+    }
+    assert!(segments(&disk).len() <= 2, "{:?}", segments(&disk));
+    complete(&store, 0);
+    store.verify().unwrap();
+    let disk = disk.after_process_death();
+    assert_eq!(strict(&disk).recovery().completed, 1);
 }

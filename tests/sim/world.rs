@@ -1110,7 +1110,7 @@ fn all_bytes(disk: &SimDisk) -> Vec<(String, Vec<u8>)> {
 fn damage(disk: &SimDisk, random: &mut Rng) -> String {
     let mut files = all_bytes(disk);
     files.retain(|(_, bytes)| !bytes.is_empty());
-    let kind = random.usize(..8);
+    let kind = random.usize(..9);
     let at = random.usize(..files.len());
     let other = random.usize(..files.len());
     let (name, mut bytes) = files[at].clone();
@@ -1148,6 +1148,10 @@ fn damage(disk: &SimDisk, random: &mut Rng) -> String {
         6 => {
             bytes.extend([7; 64]);
             "64 bytes longer".to_owned()
+        }
+        7 => {
+            disk.take(&name);
+            return format!("{name}: taken away");
         }
         _ => {
             let (other, theirs) = &files[other];
