@@ -333,9 +333,14 @@ impl Oracle {
     }
 
     fn no_way(&self, key: u64, before: &[Way], came: &Came, now: u64) -> Violation {
-        let is_owned = |way: &Way| matches!(&way.state, State::Held(held) if !held.gone && held.lease.0 > now);
-        let is_grant = matches!(came, Came::Reserved(_) | Came::Interrupted(_));
-        let breach = if is_grant && before.iter().any(is_owned) { Breach::DoubleGrant } else { Breach::Lost };
+        // The one whose lease holds is told of by others under another number, or is told that it isn't the one.
+        let is_robbed = |way: &Way| match (&way.state, came) {
+            (State::Held(held), _) if held.gone || held.lease.0 <= now => false,
+            (State::Held(_), Came::Reserved(_) | Came::Interrupted(_) | Came::Fenced) => true,
+            (State::Held(held), Came::InFlight { fence }) => held.fence != *fence,
+            (State::Held(_) | State::Vacant(_) | State::Done(_), _) => false,
+        };
+        let breach = if before.iter().any(is_robbed) { Breach::DoubleGrant } else { Breach::Lost };
         let ways: Vec<String> = before.iter().map(|way| format!("  {way:?}\n")).collect();
         self.violation(
             breach,

@@ -157,8 +157,10 @@ impl Orders {
             caller.step();
             clock.advance(Duration::from_millis(random.of_any_size(3, 12)));
             if step % UPKEEP_EVERY == 0 {
-                // Fails where everything fails, and is called again.
-                client.store.maintain(1_000).ok();
+                // It is called again, whatever it says.
+                if let Err(error) = client.store.maintain(1_000) {
+                    Pipe.line(Line::Refused(format!("{error:?}")));
+                }
             }
         }
     }

@@ -47,6 +47,8 @@ const CALLS: &[&str] = &[
     "ioctl",
     "copy_file_range",
 ];
+/// Of those, the ones after whose failure somebody has to be told that nothing more is promised.
+const SYNCS: &[&str] = &["fdatasync", "fsync", "msync"];
 const ERRORS: &[&str] = &["EIO", "ENOSPC"];
 /// 2026-01-01.
 const START_MS: u64 = 1_767_225_600_000;
@@ -179,6 +181,9 @@ impl Rig<'_> {
         let what = format!("{error} of {call} {when}");
         if ended.has_started && !ended.status.success() {
             return Err(format!("{orders:?}, {what}: {}", ended.status).into());
+        }
+        if SYNCS.contains(&call) && ended.has_started && oracle.errors == 0 {
+            return Err(format!("{orders:?}: nobody was told of {what}").into());
         }
         oracle.crash(oracle.now);
         self.figures.errors += 1;
