@@ -47,7 +47,11 @@ const CALLS: &[&str] = &[
     "ioctl",
     "copy_file_range",
 ];
-/// Of those, the ones after whose failure somebody has to be told that nothing more is promised.
+/// Those that a script has to make: what segments are made, filled, synced, sealed, overwritten and removed with.
+const NEEDED: &[&str] = &["fallocate", "fdatasync", "fsync", "openat", "pwrite64", "renameat2", "unlinkat"];
+/// Scripts to try until one does.
+const TRIES: usize = 50;
+/// The ones after whose failure somebody has to be told that nothing more is promised.
 const SYNCS: &[&str] = &["fdatasync", "fsync", "msync"];
 const ERRORS: &[&str] = &["EIO", "ENOSPC"];
 /// 2026-01-01.
@@ -57,7 +61,7 @@ const SETTINGS: [(Durable, bool); 3] =
     [(Durable::Synced, false), (Durable::Buffered, true), (Durable::Buffered, false)];
 const SEGMENT_LEN: u64 = 64 * 1024;
 /// Kills of a script to one whose recovery is killed everywhere in turn.
-const KILLS_A_RECOVERY: u64 = 24;
+const KILLS_A_RECOVERY: u64 = 40;
 
 struct Rig<'r> {
     dir: &'r Path,
@@ -84,23 +88,35 @@ pub fn run(args: &Args, dir: &Path, seed: u64, watchdog: &Watchdog, figures: &mu
         let orders = Orders {
             store: dir.join("script"),
             part: Part::Script,
-            child_seed: seed,
+            child_seed: 0,
             number: 1,
             segment_len: SEGMENT_LEN,
             durable,
             pwrite,
             time: START_MS,
         };
-        rig.kill_and_fail_everywhere(&orders)?;
+        rig.kill_and_fail_everywhere(orders)?;
     }
     rig.bar.finish_and_clear();
     Ok(())
 }
 
 impl Rig<'_> {
-    fn kill_and_fail_everywhere(&mut self, orders: &Orders) -> Result<()> {
-        self.afresh(orders)?;
-        for (call, first, last) in self.places(orders)? {
+    fn kill_and_fail_everywhere(&mut self, mut orders: Orders) -> Result<()> {
+        let mut places = Vec::new();
+        for _ in 0..TRIES {
+            orders.child_seed = self.random.draw();
+            self.afresh(&orders)?;
+            places = self.places(&orders)?;
+            if NEEDED.iter().all(|needed| places.iter().any(|(call, ..)| call == needed)) {
+                break;
+            }
+        }
+        if let Some(missing) = NEEDED.iter().find(|needed| places.iter().all(|(call, ..)| call != *needed)) {
+            return Err(format!("no script of {TRIES} called {missing}").into());
+        }
+        let orders = &orders;
+        for (call, first, last) in places {
             for when in self.some_of(first, last) {
                 self.afresh(orders)?;
                 let mut oracle = Oracle::default();
