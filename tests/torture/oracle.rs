@@ -69,7 +69,7 @@ struct Op {
     since: u64,
     /// No later grant may have a fence that isn't above this.
     floor: u64,
-    /// O2: the states that changes under its eyes led from and to.
+    /// O2: the states that were or became possible under its eyes, if those changed.
     seen: Vec<State>,
     /// Reservations whose owner had something to write under its eyes, so that their leases don't count.
     writing: Vec<u64>,
@@ -303,7 +303,7 @@ impl Oracle {
         if after.is_empty() {
             return Err(self.no_way(key, &before, came, at));
         }
-        if !looks {
+        if after != before {
             for other in entry.under_way.iter_mut().filter(|other| other.act.only_looks()) {
                 for way in before.iter().chain(&after) {
                     if !other.seen.contains(&way.state) {
@@ -557,7 +557,7 @@ fn settle(way: &Way, op: &Op, (now, lines): (u64, u64), came: &Came, after: &mut
         (Came::Stored(until), Some(Early::Carried)) => {
             let exact = until.unwrap_or(FOR_EVER);
             match &mut way.state {
-                State::Done(done) if done.answer.op == op.op || done.answer.len == 0 => {
+                State::Done(done) if Some(done.fence) == op.act.writes() => {
                     let (earliest, latest) = done.until;
                     done.until = (exact, exact);
                     (earliest..=latest).contains(&exact)
