@@ -1,7 +1,8 @@
 //! Bytes of a segment: its header, and the records in it (format version 1). The list of segments is such a record too.
 //!
-//! Segment header, at offset 0. At 512 may stand a record of kind mark or seal, which repeats how far the segment is
-//! durable, so that damage at the end of its records can't hide the note of it. All else below 4096 is zero.
+//! Segment header, at offset 0. Right behind it may stand a record of kind mark or seal, which repeats how far the segment is
+//! durable, so that damage at the end of its records can't hide the note of it; the first builds put it at 512. All else
+//! below 4096 is zero.
 //!
 //! ```text
 //! offset size
@@ -49,10 +50,12 @@ use crate::state::Phase;
 
 /// Bytes at the start of a segment that hold no records.
 pub(crate) const SEGMENT_HEAD: u64 = 4096;
-/// Where the head's mark stands: in a sector of its own.
-pub(crate) const HEAD_MARK: u64 = 512;
 /// Bytes of a segment's header.
 pub(crate) const SEGMENT_HEADER: usize = 64;
+/// Where the head's mark stands: next to the header, so that what takes the mark and all records can hardly spare the header.
+pub(crate) const HEAD_MARK: u64 = SEGMENT_HEADER as u64;
+/// Where the first builds wrote it.
+pub(crate) const OLD_HEAD_MARK: u64 = 512;
 /// Bytes of a record's header.
 pub(crate) const HEADER: usize = 64;
 const MAGIC: [u8; 8] = *b"ONCEKEY\x01";

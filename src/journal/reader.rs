@@ -4,7 +4,9 @@
 //! CRCs of a record are bound to its place, so bytes that only look like one don't pass. What lies between is a gap; what
 //! a gap means is for recovery to say. Zeros up to the segment's end are not a gap but space that was never written.
 
-use super::codec::{Binding, HEAD_MARK, HEADER, Kind, RecordRef, SEGMENT_HEAD, Unreadable};
+use super::codec::{
+    Binding, HEAD_MARK, HEADER, Kind, OLD_HEAD_MARK, RecordRef, SEGMENT_HEAD, SEGMENT_HEADER, Unreadable,
+};
 
 /// A stretch that holds no readable record although something follows or stands in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,9 @@ pub(crate) struct Scan {
     pub(crate) targets: Vec<Target>,
 }
 
+/// Where a head may have a mark.
+const HEAD_MARKS: [u64; 2] = [HEAD_MARK, OLD_HEAD_MARK];
+
 impl Scan {
     /// What a scan of zeros finds.
     pub(crate) fn blank() -> Self {
@@ -69,9 +74,9 @@ impl Scan {
 /// Reads all of a segment's bytes.
 pub(crate) fn scan(bytes: &[u8], binding: Binding, base: u64) -> Scan {
     let mut scan = Scan::blank();
-    if let Ok(mark) = RecordRef::check(binding, bytes, HEAD_MARK) {
+    for mark in HEAD_MARKS.iter().filter_map(|at| RecordRef::check(binding, bytes, *at).ok()) {
         scan.durable = scan.durable.max(mark.fence().saturating_sub(base));
-        scan.head_is_sealed = mark.kind() == Kind::Seal;
+        scan.head_is_sealed |= mark.kind() == Kind::Seal;
     }
     let mut at = SEGMENT_HEAD;
     while let Some(found) = next_written(bytes, at) {
@@ -136,10 +141,12 @@ impl Scan {
 
 /// Whether anything but a header and a mark stands below the first record.
 pub(crate) fn head_is_dirty(bytes: &[u8], binding: Binding) -> bool {
-    let is_zero = |range: std::ops::Range<usize>| bytes[range].iter().all(|byte| *byte == 0);
-    let mark = HEAD_MARK as usize..HEAD_MARK as usize + HEADER;
-    let mark_is_whole = is_zero(mark.clone()) || RecordRef::check(binding, bytes, HEAD_MARK).is_ok();
-    !(mark_is_whole && is_zero(HEADER..mark.start) && is_zero(mark.end..SEGMENT_HEAD as usize))
+    let is_mark = |word: usize| {
+        HEAD_MARKS.iter().any(|at| {
+            (*at as usize..*at as usize + HEADER).contains(&word) && RecordRef::check(binding, bytes, *at).is_ok()
+        })
+    };
+    (SEGMENT_HEADER..SEGMENT_HEAD as usize).any(|at| bytes[at] != 0 && !is_mark(at))
 }
 
 /// The first multiple of eight from `at` on where not all eight bytes are zero.

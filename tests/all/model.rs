@@ -135,7 +135,7 @@ fn a_seal_whose_writing_was_cut_short_is_repeated_in_the_head() {
         let segments = files.iter().filter(|(name, _)| name.ends_with(".seg"));
         let used = segments.map(|(name, _)| world.disk.contents(name).expect("it was just listed"));
         for bytes in used.filter(|bytes| bytes[4096..].iter().any(|byte| *byte != 0)) {
-            assert_eq!(bytes[512], 0x52, "the head does not say that the segment is sealed, after {after}");
+            assert_eq!(bytes[64], 0x52, "the head does not say that the segment is sealed, after {after}");
         }
     }
 }

@@ -536,7 +536,7 @@ fn case_i_a_segment_in_use_is_sealed_and_case_j_a_sealed_one_is_not_touched() {
         let last = *records.last().expect("used segments only");
         assert_eq!(last.kind, SEAL, "{name}: {records:?}");
         assert!(bytes[last.at + last.len..].iter().all(|byte| *byte == 0));
-        assert_eq!(bytes[512], SEAL, "the seal is repeated in the head");
+        assert_eq!(bytes[64], SEAL, "the seal is repeated in the head");
     }
     let disk = copy(&disk);
     let before = files(&disk);

@@ -1117,8 +1117,8 @@ fn damage(disk: &SimDisk, random: &mut Rng) -> String {
     let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
     let len = bytes.len();
     let start = random.usize(..used);
-    // Zeros from a segment's head mark to its only record's end would make it a spare (docs/design.md, Known limits).
-    let end = (start + 1 + random.usize(..3584)).min(len);
+    // More zeros, from a segment's header to its last record's end, would make it a spare (docs/design.md, Known limits).
+    let end = (start + 1 + random.usize(..4096)).min(len);
     let what = match kind {
         0 | 1 => {
             let bit = random.usize(..8);

@@ -10,11 +10,15 @@ use std::time::Duration;
 pub const KEYS: u64 = 1_500;
 /// Those of them whose answers may be kept for ever.
 const FOR_EVER_EVERY: u64 = 8;
+/// So many of them are asked for by everybody.
+const POPULAR: u64 = 12;
 /// Keys that one caller has at a time.
 const AT_ONCE: usize = 3;
 
 /// Few, since a disk's sync takes as long as a thousand other operations.
 const SYNCED_EVERY: u64 = 100;
+/// How much more often everything rare happens in a short life.
+const HASTE: u64 = 64;
 
 pub struct Caller<'c> {
     client: &'c Client<'c>,
@@ -22,6 +26,7 @@ pub struct Caller<'c> {
     owned: Vec<Owned>,
     next_single: u64,
     keys: u64,
+    is_short_lived: bool,
     /// How to let the leases at hand run out.
     stall: &'c dyn Fn(&mut Random),
 }
@@ -32,10 +37,18 @@ impl<'c> Caller<'c> {
         client: &'c Client<'c>,
         random: Random,
         number: u64,
-        keys: u64,
+        (keys, is_short_lived): (u64, bool),
         stall: &'c dyn Fn(&mut Random),
     ) -> Caller<'c> {
-        Caller { client, random, owned: Vec::new(), next_single: FIRST_SINGLE + (number << 32), keys, stall }
+        Caller {
+            client,
+            random,
+            owned: Vec::new(),
+            next_single: FIRST_SINGLE + (number << 32),
+            keys,
+            is_short_lived,
+            stall,
+        }
     }
 
     pub fn step(&mut self) {
@@ -70,16 +83,21 @@ impl<'c> Caller<'c> {
         }
     }
 
+    fn seldom(&mut self, times: u64) -> bool {
+        self.random.one_in(if self.is_short_lived { (times / HASTE).max(2) } else { times })
+    }
+
     fn ask(&mut self) {
         let is_single = self.random.one_in(40);
         let key = if is_single {
             self.next_single += 1;
             self.next_single
         } else {
-            let below = 1 + self.random.below(self.keys);
+            let most = if self.random.one_in(3) { POPULAR } else { self.keys };
+            let below = 1 + self.random.below(most);
             self.random.below(below)
         };
-        if self.random.one_in(4_000) && !is_single {
+        if !is_single && self.seldom(4_000) {
             return self.client.erase_scope(key);
         }
         if self.random.one_in(8) {
@@ -88,12 +106,12 @@ impl<'c> Caller<'c> {
         let asking = Asking {
             print: u8::from(self.random.one_in(16)),
             lease: (!self.random.one_in(16)).then(|| self.random.of_any_size(5, 17)),
-            durability: if self.random.one_in(SYNCED_EVERY) { Durability::Synced } else { Durability::Buffered },
+            durability: if self.seldom(SYNCED_EVERY) { Durability::Synced } else { Durability::Buffered },
         };
         match self.client.reserve(key, asking) {
             Asked::Owned(owned) => self.owned.push(owned),
             Asked::Answer(answer) => {
-                if answer.until.is_none() && self.random.one_in(64) || self.random.one_in(4_000) {
+                if answer.until.is_none() && self.seldom(64) || self.seldom(4_000) {
                     self.client.erase(key);
                 }
             }
@@ -115,7 +133,7 @@ impl<'c> Caller<'c> {
         let (len, failure) = (self.len(), self.random.one_in(8));
         self.client.answer(owned, len, failure, keep);
         // Erasing reads the whole journal; the others are erased when the run ends, or expire.
-        if is_single && (keep.is_none() && self.random.one_in(2) || self.random.one_in(64)) {
+        if is_single && (keep.is_none() && self.random.one_in(2) || self.seldom(64)) {
             self.client.erase(key);
         }
     }
@@ -123,7 +141,7 @@ impl<'c> Caller<'c> {
     fn len(&mut self) -> usize {
         match self.random.below(16) {
             0 => 0,
-            1 => SHORTEST + self.random.below(8 * 1024) as usize,
+            _ if self.seldom(16) => SHORTEST + self.random.below(8 * 1024) as usize,
             _ => SHORTEST + self.random.below(300) as usize,
         }
     }

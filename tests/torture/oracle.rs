@@ -69,7 +69,7 @@ struct Op {
     since: u64,
     /// No later grant may have a fence that isn't above this.
     floor: u64,
-    /// O2: the states that changes under its eyes led from and to.
+    /// O2: the states that were or became possible under its eyes, if those changed.
     seen: Vec<State>,
     /// Reservations whose owner had something to write under its eyes, so that their leases don't count.
     writing: Vec<u64>,
@@ -303,7 +303,7 @@ impl Oracle {
         if after.is_empty() {
             return Err(self.no_way(key, &before, came, at));
         }
-        if !looks {
+        if after != before {
             for other in entry.under_way.iter_mut().filter(|other| other.act.only_looks()) {
                 for way in before.iter().chain(&after) {
                     if !other.seen.contains(&way.state) {
@@ -333,9 +333,14 @@ impl Oracle {
     }
 
     fn no_way(&self, key: u64, before: &[Way], came: &Came, now: u64) -> Violation {
-        let is_owned = |way: &Way| matches!(&way.state, State::Held(held) if !held.gone && held.lease.0 > now);
-        let is_grant = matches!(came, Came::Reserved(_) | Came::Interrupted(_));
-        let breach = if is_grant && before.iter().any(is_owned) { Breach::DoubleGrant } else { Breach::Lost };
+        // The one whose lease holds is told of by others under another number, or is told that it isn't the one.
+        let is_robbed = |way: &Way| match (&way.state, came) {
+            (State::Held(held), _) if held.gone || held.lease.0 <= now => false,
+            (State::Held(_), Came::Reserved(_) | Came::Interrupted(_) | Came::Fenced) => true,
+            (State::Held(held), Came::InFlight { fence }) => held.fence != *fence,
+            (State::Held(_) | State::Vacant(_) | State::Done(_), _) => false,
+        };
+        let breach = if before.iter().any(is_robbed) { Breach::DoubleGrant } else { Breach::Lost };
         let ways: Vec<String> = before.iter().map(|way| format!("  {way:?}\n")).collect();
         self.violation(
             breach,
@@ -552,7 +557,7 @@ fn settle(way: &Way, op: &Op, (now, lines): (u64, u64), came: &Came, after: &mut
         (Came::Stored(until), Some(Early::Carried)) => {
             let exact = until.unwrap_or(FOR_EVER);
             match &mut way.state {
-                State::Done(done) if done.answer.op == op.op || done.answer.len == 0 => {
+                State::Done(done) if Some(done.fence) == op.act.writes() => {
                     let (earliest, latest) = done.until;
                     done.until = (exact, exact);
                     (earliest..=latest).contains(&exact)

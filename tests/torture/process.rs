@@ -19,7 +19,7 @@ use std::time::Duration;
 
 const THREADS: u64 = 4;
 /// Operations of a script, and how many of them there are between two rounds of upkeep.
-const SCRIPT: u64 = 160;
+const SCRIPT: u64 = 240;
 const UPKEEP_EVERY: u64 = 16;
 /// Few, so that each is used several times in a script.
 const SCRIPT_KEYS: u64 = 24;
@@ -132,7 +132,7 @@ impl Orders {
                 let (client, random, stall) = (&client, Random::new(random.draw()), &stall);
                 scope.spawn(move || {
                     let mut caller =
-                        Caller::new(client, random, self.number * THREADS + thread, self.shared_keys(), stall);
+                        Caller::new(client, random, self.number * THREADS + thread, (self.shared_keys(), false), stall);
                     loop {
                         caller.step();
                     }
@@ -152,13 +152,15 @@ impl Orders {
         let mut random = Random::new(self.child_seed);
         let stall = |random: &mut Random| clock.advance(Duration::from_millis(random.of_any_size(5, 17)));
         let mut caller =
-            Caller::new(&client, Random::new(random.draw()), self.number * THREADS, self.shared_keys(), &stall);
+            Caller::new(&client, Random::new(random.draw()), self.number * THREADS, (self.shared_keys(), true), &stall);
         for step in 1..=steps {
             caller.step();
             clock.advance(Duration::from_millis(random.of_any_size(3, 12)));
             if step % UPKEEP_EVERY == 0 {
-                // Fails where everything fails, and is called again.
-                client.store.maintain(1_000).ok();
+                // It is called again, whatever it says.
+                if let Err(error) = client.store.maintain(1_000) {
+                    Pipe.line(Line::Refused(format!("{error:?}")));
+                }
             }
         }
     }

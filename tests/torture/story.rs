@@ -16,7 +16,7 @@ pub enum Line {
     Do { op: u64, at: u64, key: u64, act: Act },
     /// It returned.
     Did { op: u64, at: u64, came: Came },
-    /// The store did not open, for this reason.
+    /// The store did not open, or its upkeep failed, for this reason.
     Refused(String),
     /// Something that must not be.
     Wrong(String),

@@ -48,13 +48,19 @@ const CALLS: &[&str] = &[
     "ioctl",
     "copy_file_range",
 ];
+/// Those that a script has to make: what segments are made, filled, synced, sealed, overwritten and removed with.
+const NEEDED: &[&str] = &["fallocate", "fdatasync", "fsync", "openat", "pwrite64", "renameat2", "unlinkat"];
+/// Scripts to try until one does.
+const TRIES: usize = 50;
+/// The ones after whose failure somebody has to be told that nothing more is promised.
+const SYNCS: &[&str] = &["fdatasync", "fsync", "msync"];
 const ERRORS: &[&str] = &["EIO", "ENOSPC"];
 /// How the store is used: as it may be set, and with the system calls that follow from that.
 const SETTINGS: [(Durable, bool); 3] =
     [(Durable::Synced, false), (Durable::Buffered, true), (Durable::Buffered, false)];
 const SEGMENT_LEN: u64 = 64 * 1024;
 /// Kills of a script to one whose recovery is killed everywhere in turn.
-const KILLS_A_RECOVERY: u64 = 24;
+const KILLS_A_RECOVERY: u64 = 40;
 
 struct Rig<'r> {
     dir: &'r Path,
@@ -81,23 +87,35 @@ pub fn run(args: &Args, dir: &Path, seed: u64, watchdog: &Watchdog, figures: &mu
         let orders = Orders {
             store: dir.join("script"),
             part: Part::Script,
-            child_seed: seed,
+            child_seed: 0,
             number: 1,
             segment_len: SEGMENT_LEN,
             durable,
             pwrite,
             time: EPOCH_MS,
         };
-        rig.kill_and_fail_everywhere(&orders)?;
+        rig.kill_and_fail_everywhere(orders)?;
     }
     rig.bar.finish_and_clear();
     Ok(())
 }
 
 impl Rig<'_> {
-    fn kill_and_fail_everywhere(&mut self, orders: &Orders) -> Result<()> {
-        clear(&orders.store)?;
-        for (call, first, last) in self.places(orders)? {
+    fn kill_and_fail_everywhere(&mut self, mut orders: Orders) -> Result<()> {
+        let mut places = Vec::new();
+        for _ in 0..TRIES {
+            orders.child_seed = self.random.draw();
+            clear(&orders.store)?;
+            places = self.places(&orders)?;
+            if NEEDED.iter().all(|needed| places.iter().any(|(call, ..)| call == needed)) {
+                break;
+            }
+        }
+        if let Some(missing) = NEEDED.iter().find(|needed| places.iter().all(|(call, ..)| call != *needed)) {
+            return Err(format!("no script of {TRIES} called {missing}").into());
+        }
+        let orders = &orders;
+        for (call, first, last) in places {
             for when in self.some_of(first, last) {
                 clear(&orders.store)?;
                 let mut oracle = Oracle::default();
@@ -178,6 +196,9 @@ impl Rig<'_> {
         let what = format!("{error} of {call} {when}");
         if ended.has_started && !ended.status.success() {
             return Err(format!("{orders:?}, {what}: {}", ended.status).into());
+        }
+        if SYNCS.contains(&call) && ended.has_started && oracle.errors == 0 {
+            return Err(format!("{orders:?}: nobody was told of {what}").into());
         }
         oracle.crash(oracle.now);
         self.figures.errors += 1;
