@@ -749,7 +749,8 @@ impl World {
                     let claim = model.states[0].claim().expect("narrowed to an owner").clone();
                     let lease_until_ms = now_ms + guard.lease_ms;
                     model.may_have_written(state.expect("narrowed to an owner"));
-                    model.states = vec![State::Reserved { claim, lease_until_ms, auto_renew: guard.auto_renew }];
+                    // As it was, if it was the segment for it that could not be made.
+                    model.states.push(State::Reserved { claim, lease_until_ms, auto_renew: guard.auto_renew });
                 }
             }
             ErrorKind::StorageFull => {
