@@ -248,6 +248,10 @@ impl Journal {
 
     #[cold]
     pub(crate) fn vanished(&self, lsn: u64) -> Error {
+        // It may never have been written.
+        if let Err(poisoned) = self.poison.check() {
+            return poisoned;
+        }
         let path = self.path_of(lsn);
         let offset = self.offset_of(lsn);
         Error::corrupt(&path, offset, "a record was changed or removed by another program while the store was open")

@@ -14,8 +14,8 @@ use super::mmap::Region;
 use super::watermark::Watermark;
 use crate::error::Error;
 use crate::record::Record;
-use crate::sync::Backoff;
 use crate::sync::atomic::{self, AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Backoff, Mutex};
 use crossbeam_utils::CachePadded;
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -72,6 +72,10 @@ pub(crate) struct Segment {
     noted: AtomicU64,
     /// For answers: the newest reservations segment whose records these may mask; it has to go first.
     masks: AtomicU64,
+    /// Where the first record starts that could not be written, and where all such do. Nothing may be read there: no page
+    /// may stand behind it.
+    unwritten: AtomicU64,
+    all_unwritten: Mutex<Vec<u64>>,
 }
 
 impl Segment {
@@ -132,6 +136,8 @@ impl Segment {
             marked: AtomicU64::new(published),
             noted: AtomicU64::new(published),
             masks: AtomicU64::new(0),
+            unwritten: AtomicU64::new(u64::MAX),
+            all_unwritten: Mutex::default(),
         })
     }
 
@@ -262,6 +268,8 @@ impl Segment {
             (len, self.blob.append(start, parts))
         });
         if let Err(error) = written {
+            self.all_unwritten.lock().push(start);
+            self.unwritten.fetch_min(start, Ordering::Relaxed);
             poison.set("write a record", &error);
         }
         self.published.publish(start, start + len);
@@ -361,8 +369,17 @@ impl Segment {
     /// The record at an LSN of this segment, which the caller knows to be published.
     #[inline]
     pub(crate) fn record(&self, lsn: u64) -> Option<RecordRef<'_>> {
-        let at = lsn.checked_sub(self.base)? as usize;
-        RecordRef::parse(self.region.bytes(at..self.region.len())?)
+        let at = lsn.checked_sub(self.base)?;
+        // Relaxed: whoever may read the record has seen it published, which was after.
+        if at >= self.unwritten.load(Ordering::Relaxed) && self.was_not_written(at) {
+            return None;
+        }
+        RecordRef::parse(self.region.bytes(at as usize..self.region.len())?)
+    }
+
+    #[cold]
+    fn was_not_written(&self, at: u64) -> bool {
+        self.all_unwritten.lock().contains(&at)
     }
 
     /// Begins to fetch what stands behind the header of the record at an LSN, at the same time as that.
@@ -385,8 +402,8 @@ impl Segment {
             if at >= published {
                 return None;
             }
-            let record = RecordRef::parse(self.region.bytes(at as usize..published as usize)?)?;
             let lsn = self.base + at;
+            let record = self.record(lsn)?;
             at += record.len();
             Some((lsn, record))
         })
@@ -437,5 +454,32 @@ impl Segment {
     /// Relaxed: who decides by it holds the lock under which the last decrement's slot was changed, or looks again.
     pub(crate) fn live_bytes(&self) -> u64 {
         self.live_bytes.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::codec::SegmentHeader;
+    use crate::journal::media::{DiskOp, SimDisk, SimStorage};
+
+    #[test]
+    fn a_record_that_could_not_be_written_is_not_read_and_its_neighbours_are() {
+        let disk = SimDisk::new();
+        let storage: Arc<dyn Storage> = Arc::new(SimStorage::open(&disk).unwrap());
+        let header = SegmentHeader::new([7; 16], 1, 64 * 1024).encode();
+        let blob = storage.create("1", 64 * 1024, &header).unwrap();
+        let segment = Segment::fresh(1, 64 * 1024, Binding::new(&[7; 16], 1), storage, blob).unwrap();
+        let poison = Poison::default();
+        let lens: Vec<u64> = [1, 2, 3].iter().map(|n| codec::record_len(0, n * 100).unwrap()).collect();
+        let starts: Vec<u64> = lens.iter().map(|len| segment.claim(*len).unwrap()).collect();
+        disk.fail(DiskOp::Append, 1, io::ErrorKind::Other);
+        for (start, n) in starts.iter().zip([1, 2, 3]) {
+            segment.put(*start, &Meta::bare(Kind::Pad, 0, 0), &[], &vec![9; n * 100], &poison);
+        }
+        assert!(poison.is_set());
+        let found: Vec<bool> = starts.iter().map(|start| segment.record(64 * 1024 + start).is_some()).collect();
+        assert_eq!(found, [true, false, true]);
+        assert_eq!(segment.records().count(), 1);
     }
 }
