@@ -152,17 +152,26 @@ pub(crate) fn head_is_dirty(bytes: &[u8], binding: Binding) -> bool {
 /// The first multiple of eight from `at` on where not all eight bytes are zero.
 fn next_written(bytes: &[u8], at: u64) -> Option<u64> {
     let rest = bytes.get(at as usize..)?;
-    let zero_blocks = rest.chunks(4096).take_while(|block| block.iter().all(|byte| *byte == 0)).count();
-    let from = zero_blocks * 4096;
-    let words = rest.get(from..)?.chunks(8).take_while(|word| word.iter().all(|byte| *byte == 0)).count();
+    let zero_blocks = rest.chunks(ZERO_BLOCK).take_while(|block| is_zero(block)).count();
+    let from = zero_blocks * ZERO_BLOCK;
+    let words = rest.get(from..)?.chunks(8).take_while(|word| is_zero(word)).count();
     let found = from + words * 8;
     (found < rest.len()).then_some(at + found as u64)
 }
 
 /// The end of the last eight bytes that aren't all zero.
 fn last_written(bytes: &[u8]) -> u64 {
-    let last = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+    let zeros: usize = bytes.rchunks(ZERO_BLOCK).take_while(|block| is_zero(block)).map(<[u8]>::len).sum();
+    let last = bytes[..bytes.len() - zeros].iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
     last.next_multiple_of(8).min(bytes.len()) as u64
+}
+
+/// Bytes that are looked at together, most of them being zero behind the records.
+const ZERO_BLOCK: usize = 4096;
+
+/// Without a way out in the middle, so that it takes vectors of bytes at a time.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |all, byte| all | byte) == 0
 }
 
 fn next_record(bytes: &[u8], binding: Binding, from: u64) -> Option<u64> {

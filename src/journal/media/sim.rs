@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::sync::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -67,8 +68,16 @@ struct SimFile {
 #[derive(Debug)]
 struct Images {
     live: Vec<u8>,
-    durable: Vec<u8>,
+    /// What the medium still holds of sectors that it does not hold as they are now.
+    older: BTreeMap<usize, Vec<u8>>,
+    /// Those of them that the next sync writes: after a failed one their pages are clean.
     dirty: BTreeSet<usize>,
+}
+
+impl Images {
+    fn sector(&self, sector: usize) -> Range<usize> {
+        sector * SECTOR..((sector + 1) * SECTOR).min(self.live.len())
+    }
 }
 
 impl SimDisk {
@@ -184,7 +193,7 @@ impl SimFile {
         let is_written = |sector: &[u8]| sector != &[0; SECTOR][..sector.len()];
         let sectors = contents.chunks(SECTOR).rposition(is_written).map_or(0, |last| last + 1);
         region.write(0, &contents[..(sectors * SECTOR).min(contents.len())]);
-        let images = Images { live: contents.clone(), durable: contents, dirty: BTreeSet::new() };
+        let images = Images { live: contents, older: BTreeMap::new(), dirty: BTreeSet::new() };
         SimFile { region: Arc::new(region), images: Mutex::new(images) }
     }
 
@@ -194,20 +203,20 @@ impl SimFile {
             let file = SimFile::new(images.live.clone());
             {
                 let mut copy = file.images.lock();
-                copy.durable.clone_from(&images.durable);
+                copy.older.clone_from(&images.older);
                 copy.dirty.clone_from(&images.dirty);
             }
             return file;
         };
-        let mut contents = images.durable.clone();
+        let mut contents = images.live.clone();
         let mut decided = (usize::MAX, false);
-        for &sector in &images.dirty {
-            if decided.0 != sector / unit {
+        for (&sector, older) in &images.older {
+            let is_dirty = images.dirty.contains(&sector);
+            if is_dirty && decided.0 != sector / unit {
                 decided = (sector / unit, keep());
             }
-            if decided.1 {
-                let range = sector * SECTOR..((sector + 1) * SECTOR).min(contents.len());
-                contents[range.clone()].copy_from_slice(&images.live[range]);
+            if !is_dirty || !decided.1 {
+                contents[images.sector(sector)].copy_from_slice(older);
             }
         }
         SimFile::new(contents)
@@ -216,11 +225,15 @@ impl SimFile {
     fn store(&self, at: u64, bytes: &[u8]) {
         let at = at as usize;
         let mut images = self.images.lock();
+        let images = &mut *images;
+        let sectors = if bytes.is_empty() { 0..0 } else { at / SECTOR..(at + bytes.len()).div_ceil(SECTOR) };
+        for sector in sectors {
+            let range = images.sector(sector);
+            images.older.entry(sector).or_insert_with(|| images.live[range].to_vec());
+            images.dirty.insert(sector);
+        }
         self.region.write(at, bytes);
         images.live[at..at + bytes.len()].copy_from_slice(bytes);
-        if !bytes.is_empty() {
-            images.dirty.extend(at / SECTOR..=(at + bytes.len() - 1) / SECTOR);
-        }
     }
 }
 
@@ -371,11 +384,7 @@ impl Blob for SimBlob {
         let mut images = self.file.images.lock();
         let dirty = std::mem::take(&mut images.dirty);
         answer?;
-        let images = &mut *images;
-        for sector in dirty {
-            let range = sector * SECTOR..((sector + 1) * SECTOR).min(images.live.len());
-            images.durable[range.clone()].copy_from_slice(&images.live[range]);
-        }
+        images.older.retain(|sector, _| !dirty.contains(sector));
         Ok(())
     }
 
