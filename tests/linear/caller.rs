@@ -20,6 +20,7 @@ pub enum Op {
     Drop,
     Get { key: u8 },
     Erase { key: u8 },
+    EraseScope,
     Poll,
     Wait,
     Advance { ms: u64 },
@@ -28,6 +29,8 @@ pub enum Op {
     Die,
 }
 
+/// A history's keys, at most.
+pub const KEYS: u8 = 2;
 pub const SHORT: Duration = Duration::from_millis(5);
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -42,7 +45,8 @@ struct Held<T> {
 
 pub struct Caller<'w> {
     world: &'w World,
-    history: usize,
+    /// The history's: its keys are nobody else's.
+    scope: String,
     number: usize,
     ground: Ground,
     owned: Vec<Held<Reservation>>,
@@ -77,7 +81,8 @@ fn id_of(bytes: &[u8]) -> u64 {
 impl<'w> Caller<'w> {
     pub fn new(world: &'w World, history: usize, number: usize) -> Self {
         let ground = world.ground();
-        Caller { world, history, number, ground, owned: Vec::new(), met: Vec::new(), steps: Vec::new() }
+        let scope = history.to_string();
+        Caller { world, scope, number, ground, owned: Vec::new(), met: Vec::new(), steps: Vec::new() }
     }
 
     /// Takes all steps, and lets go of what is left.
@@ -155,6 +160,7 @@ impl<'w> Caller<'w> {
             }
             Op::Get { key } => self.get(key),
             Op::Erase { key } => self.erase(key),
+            Op::EraseScope => self.erase_scope(),
             Op::Poll => self.wait(false),
             // Who owns a key and waits for another could wait for ever.
             Op::Wait => self.wait(self.owned.is_empty()),
@@ -171,7 +177,7 @@ impl<'w> Caller<'w> {
                 let dies = matches!(op, Op::Die);
                 let life = self.ground.life;
                 if let Some(restart) = self.world.restart(life, dies) {
-                    for key in 0..2 {
+                    for key in 0..KEYS {
                         self.tell(key, &Called { at: restart.called, life }, Told::Restarted);
                         self.steps.last_mut().expect("just told").1.returned = restart.returned;
                     }
@@ -181,16 +187,14 @@ impl<'w> Caller<'w> {
         }
     }
 
-    fn name(&self, key: u8) -> [u8; 9] {
-        let mut name = [key; 9];
-        name[..8].copy_from_slice(&(self.history as u64).to_le_bytes());
-        name
+    fn request<'r>(&'r self, key: &'r u8) -> Request<'r> {
+        Request::new(std::slice::from_ref(key)).scope(&self.scope)
     }
 
     fn reserve(&mut self, terms: Held<u8>) {
         let Held { key, has_short_lease, is_renewed, is_kept, what: payload } = terms;
-        let name = self.name(key);
-        let request = Request::new(&name)
+        let request = self
+            .request(&key)
             .fingerprint(Fingerprint::of(&[payload]))
             .lease(if has_short_lease { SHORT } else { LONG })
             .retention(if is_kept { Retention::Forever } else { Retention::For(SHORT) })
@@ -318,9 +322,8 @@ impl<'w> Caller<'w> {
     }
 
     fn get(&mut self, key: u8) {
-        let name = self.name(key);
         let called = self.call();
-        match self.ground.store().get(&Request::new(&name)) {
+        match self.ground.store().get(&self.request(&key)) {
             Ok(record) => {
                 let answer = record.as_ref().map(answer);
                 drop(record);
@@ -332,10 +335,26 @@ impl<'w> Caller<'w> {
     }
 
     fn erase(&mut self, key: u8) {
-        let name = self.name(key);
         let called = self.call();
-        match self.ground.store().erase(&Request::new(&name)) {
-            Ok(erasure) => self.tell(key, &called, Told::Erased { found: erasure.keys == 1 }),
+        match self.ground.store().erase(&self.request(&key)) {
+            Ok(erasure) => self.tell(key, &called, Told::Erased { found: Some(erasure.keys == 1) }),
+            Err(error) if error.kind() == ErrorKind::Closed => {}
+            Err(error) => unexpected(&error),
+        }
+    }
+
+    /// Each key is erased at some moment of the call, not all at the same.
+    fn erase_scope(&mut self) {
+        let called = self.call();
+        match self.ground.store().erase_scope(&self.scope) {
+            Ok(erasure) => {
+                let found = match erasure.keys {
+                    0 => Some(false),
+                    1 => None,
+                    _ => Some(true),
+                };
+                (0..KEYS).for_each(|key| self.tell(key, &called, Told::Erased { found }));
+            }
             Err(error) if error.kind() == ErrorKind::Closed => {}
             Err(error) => unexpected(&error),
         }

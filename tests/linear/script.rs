@@ -1,6 +1,6 @@
 //! What the callers of one history are to do, by chance.
 
-use crate::caller::Op;
+use crate::caller::{KEYS, Op};
 use fastrand::Rng;
 
 /// What a history may contain beside the calls.
@@ -27,7 +27,7 @@ pub type Script = Vec<Vec<Op>>;
 pub fn write(rng: &mut Rng, taste: Taste) -> Script {
     let callers = rng.usize(2..=taste.callers);
     // One key for most histories: there they meet.
-    let keys = if rng.u8(..5) == 0 { 2 } else { 1 };
+    let keys = if rng.u8(..5) == 0 { KEYS } else { 1 };
     let steps = taste.steps.min(14 / callers);
     let mut scripts: Script = (0..callers)
         .map(|_| {
@@ -66,7 +66,8 @@ fn op(rng: &mut Rng, keys: u8, maintains: bool) -> Op {
         56..61 => Op::Point { is_empty: rng.u8(..4) == 0 },
         61..64 => Op::Drop,
         64..71 => Op::Get { key: rng.u8(..keys) },
-        71..75 => Op::Erase { key: rng.u8(..keys) },
+        71..74 => Op::Erase { key: rng.u8(..keys) },
+        74 => Op::EraseScope,
         75..85 => Op::Wait,
         85..88 => Op::Poll,
         88..91 if maintains => Op::Maintain,

@@ -96,8 +96,9 @@ pub enum Told {
     MayRetry {
         fence: u64,
     },
+    /// Whether there was anything, if that is known.
     Erased {
-        found: bool,
+        found: Option<bool>,
     },
     /// The store was closed, or its process died, and was opened again.
     Restarted,
@@ -287,7 +288,9 @@ impl Key {
                 (key.is_of(fence) && key.phase == Phase::Completed && key.answer == Some(answer)).then_some(key)
             }
             Told::MayRetry { fence } => (!key.is_of(fence) || key.phase == Phase::Interrupted).then_some(key),
-            Told::Erased { found } => (found == (key.phase != Phase::Vacant)).then(|| key.vacated()),
+            Told::Erased { found } => {
+                found.is_none_or(|found| found == (key.phase != Phase::Vacant)).then(|| key.vacated())
+            }
             Told::Restarted => Some(match key.phase {
                 Phase::Vacant | Phase::Completed => key,
                 Phase::Reserved | Phase::Writing | Phase::Interrupted => key.interrupted(),

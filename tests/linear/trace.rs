@@ -1,5 +1,6 @@
 //! What one history left.
 
+use crate::caller::KEYS;
 use crate::report;
 use crate::script::Script;
 use crate::spec::{self, NEVER, Step, Told};
@@ -30,7 +31,7 @@ impl Trace {
     pub fn check(&self, deaths: &[Death], script: &Script) -> Result<Shown, String> {
         let mut is_overlapping = false;
         let mut pattern = DefaultHasher::new();
-        for key in 0..2 {
+        for key in 0..KEYS {
             let steps = self.steps_of(key, deaths);
             is_overlapping |= do_overlap(&steps);
             steps.iter().for_each(|step| (step.caller, std::mem::discriminant(&step.told)).hash(&mut pattern));
