@@ -34,8 +34,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::codec::{
-    BadHeader, Binding, HEAD_MARK, HEADER, Kind, RecordRef, SEGMENT_HEAD, SEGMENT_HEADER, SegmentHeader, encode_blank,
-    encode_mark,
+    BadHeader, Binding, HEAD_MARK, HEADER, Kind, OLD_HEAD_MARK, RecordRef, SEGMENT_HEAD, SEGMENT_HEADER, SegmentHeader,
+    encode_blank, encode_mark,
 };
 use crate::journal::commit::Poison;
 use crate::journal::list::{LIST_NAME, Listed, MISSING, SegmentList, Standing};
@@ -650,7 +650,10 @@ fn mend(
         blob.overwrite(end, &mark(end)).map_err(fail)?;
     }
     if !scan.is_sealed || !scan.head_is_sealed {
-        blob.overwrite(HEAD_MARK, &mark(HEAD_MARK)).map_err(fail)?;
+        let mut head = mark(HEAD_MARK);
+        // One of the first builds may say more than is left to salvage.
+        head.resize(OLD_HEAD_MARK as usize + HEADER - HEAD_MARK as usize, 0);
+        blob.overwrite(HEAD_MARK, &head).map_err(fail)?;
         blob.sync().map_err(fail)?;
     }
     if !scan.is_sealed {

@@ -121,9 +121,10 @@ pub(crate) fn scan(bytes: &[u8], binding: Binding, base: u64) -> Scan {
 impl Scan {
     fn note(&mut self, record: &RecordRef<'_>, at: u64, base: u64) {
         match record.kind() {
-            Kind::Mark => self.durable = self.durable.max(record.fence().saturating_sub(base)),
+            // It can't vouch for what stands behind it.
+            Kind::Mark => self.durable = self.durable.max(record.fence().saturating_sub(base).min(at)),
             Kind::Seal => {
-                self.durable = self.durable.max(record.fence().saturating_sub(base));
+                self.durable = self.durable.max(record.fence().saturating_sub(base).min(at));
                 self.is_sealed = true;
                 self.end = at;
                 return;

@@ -6,7 +6,8 @@
 use crate::support::{START_MS, interrupted, manual, reserved};
 use oncekey::testing::{DiskOp, SimDisk};
 use oncekey::{
-    Builder, Durability, ErrorKind, ManualClock, Media, Mismatch, Outcome, Request, Reservation, Retention, Store,
+    Builder, Durability, ErrorKind, ManualClock, Media, Mismatch, Outcome, RecoveryMode, Request, Reservation,
+    Retention, Store,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -244,6 +245,26 @@ fn a_store_without_a_list_of_segments_gets_one() {
         }
     }
     assert!(cut_off > 30, "{cut_off}");
+}
+
+/// Found by fuzzing: the first builds' head marks stayed, and said for ever that more was durable than salvage had left.
+#[test]
+fn what_salvage_left_of_a_store_of_the_first_builds_opens() {
+    let mut salvaged = 0;
+    for name in ["v1-closed", "v1-killed", "v1-listed"] {
+        for (segment, _) in unpack_simulated(name).files().into_iter().filter(|(name, _)| name.ends_with(".seg")) {
+            let disk = unpack_simulated(name);
+            let mut bytes = disk.contents(&segment).unwrap();
+            let Some(last) = bytes[4096..].iter().rposition(|byte| *byte != 0) else { continue };
+            bytes[4096 + last / 2..].fill(0);
+            disk.put(&segment, bytes);
+            salvaged += u32::from(builder().open_simulated(&disk).is_err());
+            builder().recovery(RecoveryMode::Salvage).open_simulated(&disk).unwrap().close().unwrap();
+            let store = builder().open_simulated(&disk).unwrap();
+            assert!(store.recovery().lost.is_empty(), "{name}/{segment}: {:?}", store.recovery());
+        }
+    }
+    assert!(salvaged > 3, "{salvaged}");
 }
 
 /// Writes what [`check_history`] expects; returns the guards of those who are to vanish.
