@@ -27,7 +27,7 @@ unit:
 
 # Every interleaving of the steps of the state word, the watermark, group commit and the waking of waiters.
 loom:
-	RUSTFLAGS="--cfg oncekey_loom" CARGO_TARGET_DIR=target/loom cargo test --locked --release --lib loom_
+	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/loom cargo test --locked --release --lib loom_
 
 # One simulated history, as a failing seed says: `make sim SEED=7 OPS=2000`.
 sim:
@@ -38,8 +38,7 @@ sim-many:
 
 # The whole store, with each lock, condition and atomic scheduled by chance.
 shuttle:
-	RUSTFLAGS="--cfg oncekey_shuttle" CARGO_TARGET_DIR=target/shuttle \
-		cargo test --locked --release --test shuttle -- --schedules $(SCHEDULES)
+	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/shuttle cargo test --locked --release --test shuttle -- --schedules $(SCHEDULES)
 
 # Whether what real threads were told at the same time could have been told one after the other.
 linear:
