@@ -649,7 +649,8 @@ fn mend(
     if !scan.is_sealed {
         blob.overwrite(end, &mark(end)).map_err(fail)?;
     }
-    if !scan.is_sealed || !scan.head_is_sealed {
+    // A head that says more than was left to salvage would have the segment refused for ever after.
+    if !scan.is_sealed || !scan.head_is_sealed || scan.durable > end {
         let mut head = mark(HEAD_MARK);
         // One of the first builds may say more than is left to salvage.
         head.resize(OLD_HEAD_MARK as usize + HEADER - HEAD_MARK as usize, 0);

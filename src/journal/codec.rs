@@ -302,6 +302,9 @@ impl<'a> RecordRef<'a> {
         }
         let record = RecordRef::parse(bytes).ok_or(Unreadable::Header)?;
         let len = record.len();
+        if matches!(record.kind, Kind::Mark | Kind::Seal) && len > HEADER as u64 {
+            return Err(Unreadable::Header);
+        }
         let padded = segment.get(offset as usize + HEADER..(offset + len) as usize).ok_or(Unreadable::Header)?;
         let key_is_whole = record.kind.phase().is_none() || Key::parse(record.stored_key()).is_some();
         if crc32c::crc32c_append(start, padded) != field(header, 8) || !key_is_whole {
