@@ -39,8 +39,7 @@ fn main() -> ExitCode {
         .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {eta} left").expect("a template"));
     let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
     let total = Mutex::new(Tally::default());
-    // What a failing seed panics with is told once, when it is shrunk.
-    std::panic::set_hook(Box::new(|_| {}));
+    std::panic::set_hook(Box::new(shrink::note_panic));
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {

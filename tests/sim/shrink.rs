@@ -1,14 +1,23 @@
 //! Makes a failing history short: operations are left out as long as it still fails (delta debugging, Zeller 1999).
 
 use crate::world::{Op, Tally, World};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 
-/// Runs a history; an error is what it panicked with.
+thread_local! {
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Keeps what a history panics with, which is told once, when it is shrunk.
+pub fn note_panic(info: &PanicHookInfo<'_>) {
+    let place = info.location().map(|place| format!("{}:{}", place.file(), place.line())).unwrap_or_default();
+    let text = info.payload_as_str().unwrap_or_default();
+    PANIC.set(format!("{place}: {text}"));
+}
+
+/// Runs a history; an error is where and with what it panicked.
 pub fn outcome(collide: bool, ops: &[Op]) -> Result<Tally, String> {
-    catch_unwind(AssertUnwindSafe(|| World::run(collide, ops))).map_err(|payload| {
-        let text = payload.downcast_ref::<String>().cloned();
-        text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
-    })
+    catch_unwind(AssertUnwindSafe(|| World::run(collide, ops))).map_err(|_| PANIC.take())
 }
 
 /// The operations that are needed to fail, and what the failure says.

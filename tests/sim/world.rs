@@ -13,7 +13,10 @@ use oncekey::{
     Request, Reservation, Retention, Store, Wait,
 };
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Bytes that one operation is decoded from.
@@ -24,6 +27,9 @@ const SEGMENT_LEN: u64 = 64 * 1024;
 const START_MS: u64 = 1_767_225_600_000;
 const SCOPES: [&str; 3] = ["", "red", "blue"];
 const HELD_RECORDS: usize = 8;
+/// The last but one ends later than time does.
+const KEPT_MS: [Option<u64>; 7] =
+    [Some(60_000), Some(5), Some(500), Some(9_000), Some(3_600_000), Some(u64::MAX), None];
 /// One in use a stream, spares, and what a restart sealed before it was full.
 const MOST_SEGMENTS: u64 = 40;
 
@@ -63,7 +69,7 @@ pub enum Op {
         key: u8,
     },
     Poll {
-        pending: u8,
+        waiter: u8,
     },
     Erase {
         key: u8,
@@ -123,7 +129,7 @@ impl Op {
                 key: a % KEYS,
                 payload: [1, 1, 1, 1, 1, 1, 2, 0][usize::from(b) % 8],
                 lease_ms: [30_000, 1, 20, 1_000][usize::from(c) % 4],
-                kept_ms: [Some(60_000), Some(5), Some(500), Some(9_000), Some(3_600_000), None][usize::from(d) % 6],
+                kept_ms: KEPT_MS[usize::from(d) % KEPT_MS.len()],
                 synced: e % 4 == 1,
                 auto_renew: e % 16 == 2,
             },
@@ -134,7 +140,7 @@ impl Op {
             148..=157 => Op::Point { guard: a, len: len.max(1) },
             158..=167 => Op::Drop { guard: a },
             168..=177 => Op::Get { key: a % KEYS },
-            178..=183 => Op::Poll { pending: a },
+            178..=183 => Op::Poll { waiter: a },
             184..=189 => Op::Erase { key: a % KEYS },
             190..=191 => Op::EraseScope { scope: a % SCOPES.len() as u8 },
             192..=207 => Op::Advance { ms: [1, 5, 50, 400, 1_000, 10_000, 100_000, 36_000_000][usize::from(a) % 8] },
@@ -314,6 +320,40 @@ struct Guard {
     auto_renew: bool,
 }
 
+/// A caller who waits for the end of a reservation.
+struct Waiter {
+    key: u8,
+    fence: u64,
+    wait: Pin<Box<dyn Future<Output = Result<Wait, Error>>>>,
+    bell: Arc<Bell>,
+}
+
+/// Whether the waker was called since it was last looked at.
+#[derive(Default)]
+struct Bell(AtomicBool);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Waiter {
+    fn new(key: u8, pending: Pending) -> Waiter {
+        let fence = pending.fence();
+        Waiter { key, fence, wait: Box::pin(pending.wait_async()), bell: Arc::default() }
+    }
+
+    fn look(&mut self) -> Poll<Result<Wait, Error>> {
+        let waker = Waker::from(Arc::clone(&self.bell));
+        self.wait.as_mut().poll(&mut Context::from_waker(&waker))
+    }
+
+    fn was_woken(&self) -> bool {
+        self.bell.0.swap(false, Ordering::SeqCst)
+    }
+}
+
 /// The store and its model.
 pub struct World {
     pub disk: SimDisk,
@@ -323,7 +363,7 @@ pub struct World {
     collide: bool,
     keys: Vec<KeyModel>,
     guards: Vec<Guard>,
-    pendings: Vec<(Pending, u8)>,
+    waiters: Vec<Waiter>,
     records: Vec<(Record, Vec<u8>)>,
     newest_fence: u64,
     serial: u64,
@@ -383,7 +423,7 @@ impl World {
             collide,
             keys: vec![KeyModel::new(); usize::from(KEYS)],
             guards: Vec::new(),
-            pendings: Vec::new(),
+            waiters: Vec::new(),
             records: Vec::new(),
             newest_fence: 0,
             serial: 0,
@@ -414,7 +454,7 @@ impl World {
 
     /// Carries out one operation, and compares.
     pub fn step(&mut self, op: Op) {
-        let (guards, pendings) = (self.guards.len(), self.pendings.len());
+        let (guards, waiters) = (self.guards.len(), self.waiters.len());
         self.tally.steps += 1;
         match op {
             Op::Reserve { key, payload, lease_ms, kept_ms, synced, auto_renew } => {
@@ -436,9 +476,9 @@ impl World {
             | Op::Point { .. }
             | Op::Drop { .. } => {}
             Op::Get { key } => self.get(key),
-            Op::Poll { pending } => {
-                if pendings > 0 {
-                    self.poll(usize::from(pending) % pendings);
+            Op::Poll { waiter } => {
+                if waiters > 0 {
+                    self.poll(usize::from(waiter) % waiters);
                 }
             }
             Op::Erase { key } => self.erase(key),
@@ -585,7 +625,11 @@ impl World {
                     matches!(state, State::Reserved { claim, .. }
                         if claim.fingerprint == asked && claim.fence == Some(pending.fence()))
                 });
-                self.pendings.push((pending, key));
+                let waited = pending.wait(Duration::ZERO).expect("reads go on");
+                let Wait::TimedOut(pending) = waited else { panic!("in flight, and yet over: {waited:?}") };
+                let mut waiter = Waiter::new(key, pending);
+                assert!(waiter.look().is_pending(), "in flight, and yet over");
+                self.waiters.push(waiter);
             }
             Ok(Outcome::Mismatch(Mismatch { stored, asked: also_asked, .. })) => {
                 assert_eq!(asked, also_asked);
@@ -661,7 +705,7 @@ impl World {
         let was_poisoned = self.is_poisoned();
         let now_ms = self.now_ms;
         let told = if is_failure { reservation.fail(&bytes) } else { reservation.complete(&bytes) };
-        let until_ms = kept_ms.map_or(u64::MAX, |kept_ms| now_ms + kept_ms);
+        let until_ms = kept_ms.map_or(u64::MAX, |kept_ms| now_ms.saturating_add(kept_ms).min(u64::MAX - 1));
         let answer = claim.map(|claim| {
             let Claim { fingerprint, attempt, .. } = claim;
             let fence = Some(fence);
@@ -809,24 +853,30 @@ impl World {
     }
 
     fn poll(&mut self, at: usize) {
-        let (pending, key) = self.pendings.swap_remove(at);
-        let fence = pending.fence();
-        let wait = pending.wait(Duration::ZERO).expect("reads go on");
-        let now_ms = self.now_ms;
-        let model = &mut self.keys[usize::from(key)];
+        let mut waiter = self.waiters.swap_remove(at);
+        let (was_woken, now_ms, fence) = (waiter.was_woken(), self.now_ms, waiter.fence);
+        let model = &mut self.keys[usize::from(waiter.key)];
+        let wait = match waiter.look() {
+            Poll::Pending => {
+                let is_it = |claim: &Claim| claim.fence == Some(fence);
+                model.narrow(
+                    now_ms,
+                    "still in flight",
+                    |state| matches!(state, State::Reserved { claim, .. } if is_it(claim)),
+                );
+                return self.waiters.push(waiter);
+            }
+            Poll::Ready(wait) => wait.expect("reads go on"),
+        };
+        // That a lease ran out is noticed by whoever looks.
+        let is_due = |state: &State| matches!(state, State::Reserved { .. }) && state.at(now_ms) != *state;
+        assert!(was_woken || model.states.iter().any(is_due), "{wait:?}, and nobody woke who waited for {fence}");
         match wait {
             Wait::Replay(record) => model.narrow(now_ms, "a replay after a wait", |state| {
                 matches!(state, State::Completed(answer) if answer.fence == Some(fence))
                     && state.is_answered_by(&record)
             }),
-            Wait::TimedOut(pending) => {
-                model.narrow(
-                    now_ms,
-                    "still in flight",
-                    |state| matches!(state, State::Reserved { claim, .. } if claim.fence == Some(fence)),
-                );
-                self.pendings.push((pending, key));
-            }
+            Wait::TimedOut(_) => panic!("a wait without a limit timed out"),
             Wait::Retry => model.narrow(now_ms, "over", |state| match state {
                 State::Vacant | State::Interrupted { .. } => true,
                 State::Reserved { claim, .. } => claim.fence != Some(fence),
@@ -965,6 +1015,9 @@ impl World {
                     Ok(()) => {}
                     Err(error) => assert!(self.is_armed, "no disk failed, and yet: {error:?}"),
                 }
+                for waiter in &mut self.waiters {
+                    assert!(waiter.was_woken(), "closed, and nobody woke who waited for {}", waiter.fence);
+                }
                 for guard in &mut self.guards {
                     let kind = guard.reservation.renew().expect_err("the store is closed").kind();
                     assert_eq!(kind, ErrorKind::Closed);
@@ -981,7 +1034,7 @@ impl World {
         };
         // The old store's guards go when its disk can't change any more, or after the store was closed.
         self.guards.clear();
-        self.pendings.clear();
+        self.waiters.clear();
         drop(store);
         // They outlive the store; whoever wants the same disk has to wait for them.
         for (record, bytes) in self.records.drain(..) {
@@ -1107,11 +1160,14 @@ fn all_bytes(disk: &SimDisk) -> Vec<(String, Vec<u8>)> {
     disk.files().into_iter().map(|(name, _)| (name.clone(), disk.contents(&name).unwrap_or_default())).collect()
 }
 
+/// Where a segment's records begin.
+const RECORDS: usize = 4096;
+
 /// Damages one file, or two, and says how.
 fn damage(disk: &SimDisk, random: &mut Rng) -> String {
     let mut files = all_bytes(disk);
     files.retain(|(_, bytes)| !bytes.is_empty());
-    let kind = random.usize(..9);
+    let kind = random.usize(..10);
     let at = random.usize(..files.len());
     let other = random.usize(..files.len());
     let (name, mut bytes) = files[at].clone();
@@ -1153,6 +1209,13 @@ fn damage(disk: &SimDisk, random: &mut Rng) -> String {
         7 => {
             disk.take(&name);
             return format!("{name}: taken away");
+        }
+        8 => {
+            let (other, theirs) = &files[other];
+            let end = len.min(theirs.len());
+            let records = RECORDS.min(end)..end;
+            bytes[records.clone()].copy_from_slice(&theirs[records]);
+            format!("records of {other} written over it")
         }
         _ => {
             let (other, theirs) = &files[other];
