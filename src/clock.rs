@@ -131,6 +131,9 @@ impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
 /// `now_ms + by`, stopping short of `u64::MAX`, which means "never".
 pub(crate) fn saturating_add(now_ms: u64, by: Duration) -> u64 {
     let by_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+    if planted!(DeadlineWraps) {
+        return now_ms.wrapping_add(by_ms);
+    }
     now_ms.saturating_add(by_ms).min(u64::MAX - 1)
 }
 

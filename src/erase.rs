@@ -90,6 +90,9 @@ impl Engine {
         for segment in self.all_segments() {
             targets.extend(segment.records().filter_map(|(lsn, record)| {
                 let phase = record.kind().phase()?;
+                if planted!(ReleaseNotErased) && phase == Phase::Released {
+                    return None;
+                }
                 let is_older = |taker: Option<&u64>| taker.is_some_and(|taker| record.fence() <= *taker);
                 if record.fence() >= horizon && !is_older(takers.get(record.stored_key())) {
                     return None;
@@ -219,7 +222,7 @@ impl Engine {
             let note = Target::encode(targets);
             let len = codec::record_len(0, note.len()).expect("a note is shorter than any limit");
             let claim = self.journal.claim_for_upkeep(Stream::NOTES, len)?;
-            claim.write(&Meta::bare(Kind::Erase, 0, 0), &[], &note, true)?;
+            claim.write(&Meta::bare(Kind::Erase, 0, 0), &[], &note, !planted!(NoteNotSynced))?;
         }
         Ok(())
     }
@@ -241,7 +244,7 @@ impl Engine {
             segment.scrub(target.lsn, target.len).map_err(poisoned("overwrite a record", target.lsn))?;
         }
         let changed: BTreeSet<u64> = free.iter().map(|target| self.journal.number_of(target.lsn)).collect();
-        for segment in changed.iter().filter_map(|number| map.get(*number)) {
+        for segment in changed.iter().filter_map(|number| map.get(*number)).filter(|_| !planted!(ErasureNotSynced)) {
             segment.blob().sync().map_err(poisoned("sync an erasure", segment.base()))?;
         }
         space.unfinished = held;

@@ -45,6 +45,9 @@
 #![warn(clippy::wildcard_enum_match_arm)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+#[macro_use]
+mod planted;
+
 mod builder;
 mod clock;
 mod erase;

@@ -233,6 +233,11 @@ impl Engine {
 
     fn remove_dead_reservations(&self, space: &Space, done: &mut Maintained) -> Result<()> {
         let (oldest, kept) = (self.oldest_reservations(), space.kept(&self.journal));
+        if planted!(ReleaseDroppedEarly) {
+            let mut dead = self.sealed_segments(true);
+            dead.retain(|segment| segment.live_bytes() == 0 && !kept.contains(&segment.number()));
+            return self.journal.remove(&dead.iter().map(|segment| segment.number()).collect::<Vec<_>>());
+        }
         let keeps_from = space.keeps_from(&self.journal);
         let dead: Vec<_> = self
             .sealed_segments(true)
@@ -244,7 +249,7 @@ impl Engine {
         if dead.first().is_none_or(|first| Some(first.number()) != oldest) {
             return Ok(());
         }
-        if dead.iter().any(|segment| segment.is_promised() || segment.has_moved()) {
+        if dead.iter().any(|segment| segment.is_promised() && !planted!(PromiseForgotten) || segment.has_moved()) {
             self.journal.sync_all()?;
         }
         let mut oldest: Vec<u64> = self.journal.segments().reservations().collect();
@@ -276,7 +281,7 @@ impl Engine {
             if segment.live_bytes() > 0 || kept.contains(&segment.number()) {
                 continue;
             }
-            if oldest.is_some_and(|oldest| oldest <= segment.masks()) {
+            if oldest.is_some_and(|oldest| oldest <= segment.masks()) && !planted!(AnswerDroppedEarly) {
                 pinned = pinned.max(Some(segment.masks()));
                 continue;
             }
@@ -373,7 +378,9 @@ impl Engine {
             Stream::of_answers(meta.deadline_ms.saturating_sub(self.clock.now_ms()))
         };
         // U5: whoever removes the victim syncs first.
-        victim.set_moved();
+        if !planted!(CopyNotSynced) {
+            victim.set_moved();
+        }
         let claim = match self.journal.claim_for_upkeep(stream, record.len()) {
             Err(error) if error.is_full() && self.recycle_notes(space)? => {
                 self.journal.claim_for_upkeep(stream, record.len())?
@@ -381,7 +388,9 @@ impl Engine {
             answer => answer?,
         };
         let copy = claim.lsn();
-        claim.add_live();
+        if !planted!(CopyNotCounted) {
+            claim.add_live();
+        }
         claim.write(&meta, &[record.stored_key()], record.payload(), false)?;
         {
             let mut shard = self.shards.of(hash);

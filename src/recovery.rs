@@ -190,6 +190,8 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     }
     // The highest number stays taken: it may have been given to a fence of which a power cut left nothing.
     let upto = found.last().map_or(0, |segment| segment.number).max(listed.map_or(0, |listed| listed.upto));
+    let newest_kept = found.iter().rfind(|segment| !segment.scan.is_blank()).map_or(0, |segment| segment.number);
+    let upto = if planted!(NumbersReused) { newest_kept } else { upto };
     let blank = found.iter().rfind(|segment| segment.is_spare()).map(|segment| segment.number);
     let (blanks, kept): (Vec<_>, Vec<_>) =
         found.into_iter().zip(repairs).partition(|(segment, _)| segment.scan.is_blank());
@@ -533,7 +535,7 @@ fn classify(
         let is_behind_seal = scan.is_sealed && is_tail;
         // With its header gone nobody knows how far it was durable.
         let was_durable = gap.start < scan.durable || scan.is_sealed || segment.has_to_be_rebuilt;
-        if was_durable && !is_behind_seal {
+        if was_durable && !is_behind_seal && !(planted!(DurableTailCut) && is_tail) {
             let reason = match (scan.is_sealed, gap.header_is_whole) {
                 (_, true) => "the key or the payload of a record that was durable is damaged",
                 (true, false) => "a sealed segment holds bytes that are no record",
@@ -611,7 +613,7 @@ fn mend(
     let Found { number, base, binding, blob, scan, .. } = segment;
     let path = storage.path(&segment_name(number));
     let fail = |source| Error::io("repair a segment", &path, source);
-    if !scan.is_sealed {
+    if !scan.is_sealed && !planted!(UnsyncedAccepted) {
         rewrite_unsynced(&*blob, &scan).map_err(fail)?;
     }
     let mut end = scan.end;
@@ -641,7 +643,7 @@ fn mend(
         // A torn one at the very end did not count as readable; it is whole now.
         end = end.max(at + target.len);
     }
-    if is_dirty {
+    if is_dirty && !planted!(SealedBeforeSync) {
         // All that is accepted has to be durable before a seal says so.
         blob.sync().map_err(fail)?;
     }
@@ -650,7 +652,7 @@ fn mend(
         blob.overwrite(end, &mark(end)).map_err(fail)?;
     }
     // A head that says more than was left to salvage would have the segment refused for ever after.
-    if !scan.is_sealed || !scan.head_is_sealed || scan.durable > end {
+    if !scan.is_sealed || !scan.head_is_sealed && !planted!(HeadSealNotRepeated) || scan.durable > end {
         let mut head = mark(HEAD_MARK);
         // One of the first builds may say more than is left to salvage.
         head.resize(OLD_HEAD_MARK as usize + HEADER - HEAD_MARK as usize, 0);
@@ -709,6 +711,9 @@ fn replay(
     for (lsn, record) in segment.records() {
         read_to = lsn + record.len();
         let Some(phase) = record.kind().phase() else { continue };
+        if planted!(ReleaseForgotten) && phase == Phase::Released {
+            continue;
+        }
         let Some(key) = Key::parse(record.stored_key()) else { continue };
         let hash = hasher.hash(&key);
         let tag = tag_of(hash);
@@ -730,7 +735,7 @@ fn replay(
         // Of a key whose erasure was cut short before any note of it, and that was used anew meanwhile. What beats the
         // answer, a release or another answer, may be over and gone long before it.
         let is_stray = |phase, record: &RecordRef<'_>, newer: u64| {
-            phase == Phase::Completed && record.fence() < newer && record.deadline_ms() > now_ms
+            !planted!(StrayKept) && phase == Phase::Completed && record.fence() < newer && record.deadline_ms() > now_ms
         };
         match state::step(state, Event::Recover(seen)) {
             Transition::To(_) => {

@@ -196,7 +196,9 @@ impl Reservation {
         let point = point.as_ref();
         let (_, lsn) = self.write(Verdict::Point, point)?;
         self.lsn = lsn;
-        self.points += 1;
+        if !planted!(PointsNotNumbered) {
+            self.points += 1;
+        }
         self.last_point = (!point.is_empty()).then(|| point.into());
         Ok(())
     }
@@ -344,7 +346,9 @@ impl Reservation {
             }
         };
         *count += 1;
-        if verdict == Verdict::Release {
+        if verdict == Verdict::Release && planted!(ReleaseKeepsKey) {
+            shard.advance(at, tag, word.with(Phase::Interrupted), u64::MAX);
+        } else if verdict == Verdict::Release {
             engine.remove_slot(&mut shard, at);
         } else {
             shard.advance(at, tag, written, meta.deadline_ms);
@@ -416,7 +420,9 @@ impl Drop for Reservation {
                 shard.counts.interrupted += 1;
             }
             shard.advance(at, tag, word.with(Phase::Interrupted), u64::MAX);
-            shard.wake(self.fence);
+            if !planted!(WaiterNotWoken) {
+                shard.wake(self.fence);
+            }
         }
     }
 }

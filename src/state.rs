@@ -112,8 +112,9 @@ pub(crate) enum Transition {
 pub(crate) fn step(state: State, event: Event) -> Transition {
     use Phase::*;
     use Transition::*;
-    let owned = |fence: u64| fence == state.fence && matches!(state.phase, Reserved | Interrupted);
-    let writing = |fence: u64| fence == state.fence && state.phase == Completing;
+    let is_current = |fence: u64| fence == state.fence || planted!(FenceUnchecked);
+    let owned = |fence: u64| is_current(fence) && matches!(state.phase, Reserved | Interrupted);
+    let writing = |fence: u64| is_current(fence) && state.phase == Completing;
     match event {
         Event::Reserve { matches } => match state.phase {
             Vacant | Released => To(Reserved),
@@ -135,6 +136,7 @@ pub(crate) fn step(state: State, event: Event) -> Transition {
         | Event::Resume(_)
         | Event::Abandon(_) => Fenced,
         Event::Elapse(now_ms) if state.deadline_ms > now_ms => Stay,
+        Event::Elapse(now_ms) if planted!(ExpiresLate) && state.deadline_ms == now_ms => Stay,
         Event::Elapse(_) => match state.phase {
             Reserved => To(Interrupted),
             Completed | Released => To(Vacant),
@@ -143,11 +145,8 @@ pub(crate) fn step(state: State, event: Event) -> Transition {
         Event::Erase => To(Vacant),
         Event::Recover(seen) => {
             let known = precedence(state.fence, state.phase, seen.known_sequence);
-            if state.phase == Vacant || precedence(seen.fence, seen.phase, seen.sequence) > known {
-                To(seen.phase)
-            } else {
-                Stay
-            }
+            let is_higher = precedence(seen.fence, seen.phase, seen.sequence) > known || planted!(LastReadWins);
+            if state.phase == Vacant || is_higher { To(seen.phase) } else { Stay }
         }
     }
 }

@@ -470,7 +470,13 @@ impl Engine {
         let probe = shard.find_key(&self.journal, &map, tag, &request.key)?;
         let at = match probe {
             Probe::Unsettled(word) => return Ok(Decision::Retry(Obstacle::Unsettled(word.lsn()))),
-            Probe::Absent => return self.claim_vacant(&mut shard, terms, request, tag, now_ms),
+            Probe::Absent => {
+                if planted!(LockDropped) {
+                    drop(shard);
+                    shard = self.lock(hash);
+                }
+                return self.claim_vacant(&mut shard, terms, request, tag, now_ms);
+            }
             Probe::Found(at) => at,
         };
         let Some(record) = self.settle(&mut shard, &map, at, tag, now_ms)? else {
@@ -693,7 +699,7 @@ impl Engine {
         self.check_key(&request.key)?;
         let hash = self.hasher.hash(&request.key);
         let tag = tag_of(hash);
-        let now_ms = self.clock.now_ms();
+        let now_ms = if planted!(ExpiredReturned) { 0 } else { self.clock.now_ms() };
         let Some((mut shard, map, at)) = self.find(hash, &request.key)? else { return Ok(None) };
         let Some(record) = self.settle(&mut shard, &map, at, tag, now_ms)? else { return Ok(None) };
         let word = shard.table.slot(at).word();
@@ -740,7 +746,7 @@ impl Engine {
 
     fn close(&self) -> Result<()> {
         self.closed.store(true, Ordering::SeqCst);
-        for shard in self.shards.iter() {
+        for shard in self.shards.iter().filter(|_| !planted!(CloseWakesNobody)) {
             Locked::new(shard).wake_all();
         }
         let _space = self.space.lock();

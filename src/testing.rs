@@ -1,6 +1,8 @@
 //! Inner parts, for tests, benches and fuzzing only.
 
 pub use crate::journal::media::{DiskOp, SimDisk};
+#[cfg(oncekey_planted)]
+pub use crate::planted::{Bug, VARIABLE};
 pub use crate::wheel::{Due, Step, TimerId, Wheel};
 
 use crate::journal::codec::{Binding, Kind, Meta, RecordRef, encode};

@@ -163,6 +163,7 @@ pub(crate) struct Binding(u32);
 
 impl Binding {
     pub(crate) fn new(store_id: &[u8; 16], segment: u64) -> Self {
+        let segment = if planted!(SegmentUnbound) { 0 } else { segment };
         Binding(crc32c::crc32c_append(crc32c::crc32c(store_id), &segment.to_le_bytes()))
     }
 
@@ -297,7 +298,7 @@ impl<'a> RecordRef<'a> {
             return Err(Unreadable::Header);
         }
         let start = binding.at(offset);
-        if header_crc(start, header) != field(header, 60) {
+        if header_crc(start, header) != field(header, 60) && !planted!(HeaderUnchecked) {
             return Err(Unreadable::Header);
         }
         let record = RecordRef::parse(bytes).ok_or(Unreadable::Header)?;
@@ -307,7 +308,8 @@ impl<'a> RecordRef<'a> {
         }
         let padded = segment.get(offset as usize + HEADER..(offset + len) as usize).ok_or(Unreadable::Header)?;
         let key_is_whole = record.kind.phase().is_none() || Key::parse(record.stored_key()).is_some();
-        if crc32c::crc32c_append(start, padded) != field(header, 8) || !key_is_whole {
+        let body_is_whole = crc32c::crc32c_append(start, padded) == field(header, 8) || planted!(BodyUnchecked);
+        if !body_is_whole || !key_is_whole {
             return Err(Unreadable::Body { len });
         }
         Ok(record)

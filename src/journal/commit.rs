@@ -95,12 +95,15 @@ impl GroupCommit {
             rounds.syncing = false;
             match &answer {
                 Ok(()) => self.durable.store(rounds.covers, Ordering::Release),
+                Err(_) if planted!(SyncRetried) => {}
                 Err(error) => poison.set("sync", error),
             }
             self.ended[rounds.round % 2].notify_all();
             rounds.round += 1;
             // After a failure this caller is about to find the poison, and wakes the others.
-            self.ended[rounds.round % 2].notify_one();
+            if !planted!(LeaderNotWoken) {
+                self.ended[rounds.round % 2].notify_one();
+            }
         }
         Ok(led)
     }

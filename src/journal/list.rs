@@ -190,7 +190,12 @@ impl SegmentList {
         let fail = |source| Error::io("write the list of segments", &self.storage.path(LIST_NAME), source);
         let write = |slot: u64| blob.overwrite(slot * self.slot_len, &self.record(slot, sequence, payload));
         write(sequence % 2).map_err(fail)?;
-        blob.sync().inspect_err(|error| poison.set("sync the list of segments", error)).map_err(fail)?;
+        if planted!(ListCopiedBeforeSync) {
+            write((sequence + 1) % 2).map_err(fail)?;
+        }
+        if !planted!(ListNotSynced) {
+            blob.sync().inspect_err(|error| poison.set("sync the list of segments", error)).map_err(fail)?;
+        }
         // Without it the list stands in one slot, as after a power cut.
         write((sequence + 1) % 2).ok();
         Ok(())

@@ -265,6 +265,9 @@ impl Segment {
     pub(crate) fn put(&self, start: u64, meta: &Meta, key: &[&[u8]], payload: &[u8], poison: &Poison) {
         let (len, written) = codec::encode(self.binding, start, meta, key, payload, |parts| {
             let len = parts.iter().map(|part| part.len() as u64).sum::<u64>();
+            if planted!(PublishedBeforeWritten) {
+                self.published.publish(start, start + len);
+            }
             (len, self.blob.append(start, parts))
         });
         if let Err(error) = written {
@@ -272,7 +275,9 @@ impl Segment {
             self.unwritten.fetch_min(start, Ordering::Relaxed);
             poison.set("write a record", &error);
         }
-        self.published.publish(start, start + len);
+        if !planted!(PublishedBeforeWritten) {
+            self.published.publish(start, start + len);
+        }
     }
 
     /// Fills claimed space that isn't needed with a pad (J2).

@@ -35,9 +35,6 @@ use world::{Lock, Place, World};
 /// Histories in one world.
 const WORLD: usize = 250;
 
-/// How long a world may take, on a busy machine, before a call in it is said never to return; a wait gives up before.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 #[derive(Parser)]
 struct Args {
     /// How many histories to record and check.
@@ -49,6 +46,9 @@ struct Args {
     /// The most callers of a history.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=7))]
     threads: u8,
+    /// Seconds that a world may take, on a busy machine, before a call in it is said never to return.
+    #[arg(long, default_value_t = 60)]
+    patience: u64,
     /// Ignored: `cargo test` and the test runners of IDEs add it.
     #[arg(long, hide = true)]
     nocapture: bool,
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     let bar = ProgressBar::new(args.histories as u64).with_style(style);
     let mut tally = Tally::default();
     let worlds = Arc::new(AtomicUsize::new(0));
-    watch(Arc::clone(&worlds));
+    watch(Arc::clone(&worlds), Duration::from_secs(args.patience));
     for number in 0..args.histories.div_ceil(WORLD) {
         let count = WORLD.min(args.histories - number * WORLD);
         let mut rng = Rng::with_seed(seed ^ (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -115,7 +115,7 @@ fn main() -> ExitCode {
 }
 
 /// Gives up when no world ends for a while: whoever hangs can't say so.
-fn watch(worlds: Arc<AtomicUsize>) {
+fn watch(worlds: Arc<AtomicUsize>, patience: Duration) {
     thread::spawn(move || {
         let mut ended = None;
         loop {
@@ -124,7 +124,7 @@ fn watch(worlds: Arc<AtomicUsize>) {
                 threads::give_up("a call does not return");
             }
             ended = now;
-            thread::sleep(PATIENCE);
+            thread::sleep(patience);
         }
     });
 }

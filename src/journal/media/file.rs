@@ -114,7 +114,9 @@ impl Storage for FileMedia {
         });
         match built {
             Ok(blob) => {
-                self.sync_names()?;
+                if !planted!(NewNameNotSynced) {
+                    self.sync_names()?;
+                }
                 Ok(Arc::new(blob))
             }
             Err(error) => {
@@ -130,7 +132,9 @@ impl Storage for FileMedia {
         let fail = |source| Error::io("renew a segment", path, source);
         check_file_size_limit(path, len)?;
         let file = open_regular(&self.handle, old, OFlags::RDWR).map_err(fail)?;
-        file.write_all_at(void, 0).and_then(|()| file.sync_data()).map_err(fail)?;
+        if !planted!(HeaderNotVoided) {
+            file.write_all_at(void, 0).and_then(|()| file.sync_data()).map_err(fail)?;
+        }
         zero(&file, void.len() as u64, len).map_err(fail)?;
         // What reads left in memory is in larger folios than new pages come in; this is only advice.
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).ok();
@@ -159,7 +163,7 @@ impl Storage for FileMedia {
     }
 
     fn write_small(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let unborn = format!("{name}.new");
+        let unborn = if planted!(SmallFileInPlace) { name.to_owned() } else { format!("{name}.new") };
         let fail = |doing| move |source| Error::io(doing, &self.path(name), source);
         let file = create_private(&self.handle, &unborn).map_err(fail("create a file"))?;
         file.write_all_at(bytes, 0).map_err(fail("write"))?;
