@@ -96,14 +96,21 @@ fn history(seed: u64, len: usize) -> (bool, Vec<Op>) {
     let mut random = Rng::with_seed(seed);
     let mut bytes = || std::array::from_fn::<u8, OP_LEN, _>(|_| random.u8(..));
     let palette: Vec<_> = (0..96).map(|_| bytes()).collect();
+    // Stores that live long fill segments, and empty them again.
+    let is_calm = seed % 4 == 3;
     let ops = (0..len).map(|_| {
-        let [choice, fresh, ..] = bytes();
+        let [choice, fresh, rare, ..] = bytes();
         let mut op = palette[usize::from(choice) % palette.len()];
         // The kind is the palette's, and half of the time all that goes with it.
         if fresh % 2 == 0 {
             op[1..].copy_from_slice(&bytes()[1..]);
         }
-        Op::decode(op)
+        match Op::decode(op) {
+            Op::Break { .. } | Op::Rot { .. } | Op::Restart { .. } if is_calm && rare % 16 > 0 => {
+                Op::Maintain { budget: usize::MAX }
+            }
+            op => op,
+        }
     });
     (seed.is_multiple_of(5), ops.collect())
 }
