@@ -1,5 +1,5 @@
 # `make test` installs what the machine lacks and runs all tests; docs/testing.md tells of the longer ones.
-.PHONY: test setup unit loom sim sim-many shuttle linear torture torture-release filesystems no-filesystems filesystems-release fuzz demo bench lint
+.PHONY: test setup unit loom sim sim-many planted shuttle linear torture torture-release filesystems no-filesystems filesystems-release fuzz demo bench lint
 
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 60
@@ -61,6 +61,10 @@ lint:
 	cargo clippy --locked --all-features --test '*' -- -D warnings
 	cargo clippy --locked --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+# Whether the rigs catch bugs: those of src/planted.rs, one at a time.
+planted:
+	RUSTFLAGS="--cfg oncekey_planted" CARGO_TARGET_DIR=target/planted cargo test --locked --release --test planted
 
 # Processes killed at random, and killed and failed at system calls; needs strace. That part goes to tmpfs where there is one.
 TORTURE = cargo test --locked --release --test torture -- $(if $(wildcard /dev/shm),--strace-dir /dev/shm)

@@ -86,8 +86,6 @@ mod active {
         ListCopiedBeforeSync,
         /// A used segment becomes a spare without being declared void first.
         HeaderNotVoided,
-        /// Small files are written in place, and not under another name first.
-        SmallFileInPlace,
         /// A record that upkeep moved is not counted as alive where it is now.
         CopyNotCounted,
         /// The original goes before its copy is durable.
@@ -104,7 +102,7 @@ mod active {
         ErasureNotSynced,
         /// An erasure passes over records that no slot can stand for.
         ReleaseNotErased,
-        /// The lock is let go between the look for a key and its reservation.
+        /// The lock is let go between the look for a key and its reservation, to read the clock.
         LockDropped,
         /// Keys of one hash are taken for one key.
         HashTrusted,

@@ -163,7 +163,7 @@ impl Storage for FileMedia {
     }
 
     fn write_small(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let unborn = if planted!(SmallFileInPlace) { name.to_owned() } else { format!("{name}.new") };
+        let unborn = format!("{name}.new");
         let fail = |doing| move |source| Error::io(doing, &self.path(name), source);
         let file = create_private(&self.handle, &unborn).map_err(fail("create a file"))?;
         file.write_all_at(bytes, 0).map_err(fail("write"))?;
