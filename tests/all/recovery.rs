@@ -675,10 +675,24 @@ fn recovery_cut_off_at_any_step_ends_the_same_the_next_time() {
                 store.verify().unwrap();
                 assert_eq!(found(&store, 26), wanted, "{op:?} {call}, image {seed}");
                 assert!(segments(&image).len() <= segments(&reference).len() + 2);
+                store.close().unwrap();
+                no_end_is_lost_in_silence(&image);
             }
         }
     }
     assert!(cut_off > 15, "only {cut_off} steps");
+}
+
+/// Takes the end of each segment's records away, with the seal: what was durable is then damaged.
+fn no_end_is_lost_in_silence(closed: &SimDisk) {
+    for (name, mut bytes) in files(closed).into_iter().filter(|(name, _)| name.ends_with(".seg")) {
+        let [.., last, seal] = raw_records(&bytes)[..] else { continue };
+        bytes[last.at..seal.at + seal.len].fill(0);
+        let damaged = copy(closed);
+        damaged.put(&name, bytes);
+        let refused = open(&damaged, RecoveryMode::Strict).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{name}: {refused}");
+    }
 }
 
 /// Found by the model: a failed sync leaves pages clean that are not on the disk.

@@ -136,7 +136,9 @@ fn make(number: usize, callers: usize) -> (World, Taste) {
         1 => {
             let dir = tempfile::tempdir().expect("a directory for a store");
             let taste = Taste { restarts: Some(Restarts::Close), ..calm };
-            (World::new(Place::Dir(dir), Durability::Buffered, fair), taste)
+            // A disk's syncs last long enough for others to come meanwhile.
+            let durability = if number % 32 == 1 { Durability::Synced } else { Durability::Buffered };
+            (World::new(Place::Dir(dir), durability, fair), taste)
         }
         9 => {
             let place = Place::Disk(Lock::new(SimDisk::new()));

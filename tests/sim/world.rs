@@ -22,9 +22,11 @@ use std::time::{Duration, UNIX_EPOCH};
 /// Bytes that one operation is decoded from.
 pub const OP_LEN: usize = 6;
 
-const KEYS: u8 = 10;
+const KEYS: u8 = 16;
 const SEGMENT_LEN: u64 = 64 * 1024;
 const START_MS: u64 = 1_767_225_600_000;
+/// Times that the files of one closed store are damaged, each time as they were.
+const DAMAGES: usize = 4;
 const SCOPES: [&str; 3] = ["", "red", "blue"];
 const HELD_RECORDS: usize = 8;
 /// The last but one ends later than time does.
@@ -518,8 +520,9 @@ impl World {
                 self.stop(Restart::Close, seed);
                 let files = self.disk.after_process_death();
                 self.start(false, seed, None);
-                if ends_well {
-                    self.rot(&files, seed);
+                let mut random = Rng::with_seed(seed);
+                for _ in 0..if ends_well { DAMAGES } else { 0 } {
+                    self.rot(&files.after_process_death(), &mut random);
                 }
             }
             Op::Restart { how, seed, failing } => self.restart(how, seed, failing),
@@ -1087,9 +1090,8 @@ impl World {
     }
 
     /// Opens files of a closed store that were damaged at rest: exact answers, or a refusal that changes nothing.
-    fn rot(&mut self, files: &SimDisk, seed: u64) {
-        let mut random = Rng::with_seed(seed);
-        let what = damage(files, &mut random);
+    fn rot(&mut self, files: &SimDisk, random: &mut Rng) {
+        let what = damage(files, random);
         files.set_capacity(None);
         let before = all_bytes(files);
         self.tally.damaged += 1;
@@ -1160,6 +1162,8 @@ fn all_bytes(disk: &SimDisk) -> Vec<(String, Vec<u8>)> {
     disk.files().into_iter().map(|(name, _)| (name.clone(), disk.contents(&name).unwrap_or_default())).collect()
 }
 
+/// Some bytes of a segment's last records, and its seal.
+const TAIL: usize = 300;
 /// Where a segment's records begin.
 const RECORDS: usize = 4096;
 
@@ -1173,7 +1177,8 @@ fn damage(disk: &SimDisk, random: &mut Rng) -> String {
     let (name, mut bytes) = files[at].clone();
     let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
     let len = bytes.len();
-    let start = random.usize(..used);
+    // Damage hides best where records end.
+    let start = if random.bool() { random.usize(..used) } else { used - 1 - random.usize(..used.min(TAIL)) };
     // More zeros, from a segment's header to its last record's end, would make it a spare (docs/design.md, Known limits).
     let end = (start + 1 + random.usize(..4096)).min(len);
     let what = match kind {
