@@ -130,16 +130,14 @@ fn build() -> Result<HashMap<String, PathBuf>> {
 fn try_out(job: Job, binary: &Path, dir: &Path) -> Result<bool> {
     let started = Instant::now();
     let ended = run(job, binary, dir)?;
-    let (code, beginnings) = job.rig.violation();
-    let violation = ended.said.lines().find(|line| beginnings.iter().any(|beginning| line.starts_with(beginning)));
+    let verdict = job.rig.verdict(&ended.said);
     let (is_good, says) = match job.bug {
-        None => (ended.code == Some(0), ended.said.lines().last().unwrap_or_default()),
-        Some(_) => (ended.code == Some(code) && violation.is_some(), violation.unwrap_or("nothing")),
+        None => (ended.code == Some(0), ended.said.lines().last().unwrap_or_default().to_owned()),
+        Some(_) => (ended.code == Some(job.rig.code()) && verdict.is_some(), verdict.unwrap_or("nothing".to_owned())),
     };
     let name = job.bug.map_or("(control)".to_owned(), |bug| format!("{bug:?}"));
-    let says: String = says.chars().take(140).collect();
-    let rig = format!("{:?}", job.rig);
-    println!("{name:<24} {rig:<12} {:>5.1} s  {says}", started.elapsed().as_secs_f64());
+    let says: String = says.chars().take(120).collect();
+    println!("{name:<24} {:<36} {:>5.1} s  {says}", job.rig.name(), started.elapsed().as_secs_f64());
     if !is_good {
         let lines: Vec<&str> = ended.said.lines().collect();
         let shown = lines[lines.len().saturating_sub(SHOWN)..].join("\n    ");

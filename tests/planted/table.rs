@@ -20,16 +20,24 @@ pub fn catcher(bug: Bug) -> Rig {
         | FileBeforeList | ListNotSynced | ListCopiedBeforeSync | HeaderNotVoided | CopyNotCounted
         | PromiseForgotten | ReleaseDroppedEarly | AnswerDroppedEarly | ErasureNotSynced | ReleaseNotErased
         | HashTrusted | FenceUnchecked | ExpiredReturned | ExpiresLate | DeadlineWraps | PointsNotNumbered
-        | ReleaseKeepsKey | WaiterNotWoken | CloseWakesNobody | HeadSealNotRepeated => Rig::Sim,
+        | ReleaseKeepsKey | WaiterNotWoken | CloseWakesNobody => Rig::Sim,
         PublishedBeforeWritten | LockDropped | LeaderNotWoken => Rig::Linear,
         HoleAcknowledged => Rig::Kills,
         NoteNotSynced => Rig::Tests("recovery::no_power_cut"),
-        CopyNotSynced => Rig::Tests("space::"),
-        StrayKept => Rig::Tests("erasure::"),
+        HeadSealNotRepeated => Rig::Tests("recovery::recovery_cut_off"),
+        CopyNotSynced => Rig::Tests("space::a_segment_that_dies"),
+        StrayKept => Rig::Tests("erasure::a_key_used_anew"),
     }
 }
 
 impl Rig {
+    pub fn name(self) -> &'static str {
+        match self {
+            Rig::Tests(names) => names,
+            Rig::Sim | Rig::Linear | Rig::Kills => self.target(),
+        }
+    }
+
     /// The test target that it is.
     pub fn target(self) -> &'static str {
         match self {
@@ -43,7 +51,7 @@ impl Rig {
     pub fn arguments(self) -> Vec<&'static str> {
         match self {
             Rig::Sim => vec!["--seeds", "60", "--threads", "1"],
-            Rig::Linear => vec!["--seed", "0", "--histories", "40000", "--patience", "10"],
+            Rig::Linear => vec!["--seed", "0", "--histories", "8000", "--patience", "10"],
             Rig::Kills => vec!["--seed", "0", "--strace", "off", "--cycles", "60", "--acks", "0"],
             Rig::Tests(names) => vec![names, "--test-threads", "1"],
         }
@@ -54,13 +62,31 @@ impl Rig {
         matches!(self, Rig::Linear | Rig::Kills)
     }
 
-    /// The exit code that stands for a violation, and what the line begins with that says which.
-    pub fn violation(self) -> (i32, &'static [&'static str]) {
+    /// The exit code that stands for a violation.
+    pub fn code(self) -> i32 {
         match self {
-            Rig::Sim => (1, &["tests/sim/world.rs:"]),
-            Rig::Linear => (1, &["violated: ", "not linearizable:"]),
-            Rig::Kills => (1, &["torture: Lost: ", "torture: Double: ", "torture: Back: "]),
-            Rig::Tests(_) => (101, &["test result: FAILED"]),
+            Rig::Sim | Rig::Linear | Rig::Kills => 1,
+            Rig::Tests(_) => 101,
+        }
+    }
+
+    /// What a rig said of a violation, in a line, if it found one: no crash of the engine, and no trouble of the rig's own.
+    pub fn verdict(self, said: &str) -> Option<String> {
+        let find = |beginnings: &[&str]| {
+            said.lines().find(|line| beginnings.iter().any(|beginning| line.starts_with(beginning))).map(str::to_owned)
+        };
+        match self {
+            Rig::Sim => find(&["tests/sim/world.rs:"]),
+            Rig::Linear => find(&["violated: "]).or_else(|| {
+                let (short, _) = said.split_once("\nall of it:\n")?;
+                let (_, told) = short.lines().last()?.split_once("] ")?;
+                Some(format!("not linearizable: ends with {}", told.trim()))
+            }),
+            Rig::Kills => find(&["torture: Lost: ", "torture: DoubleGrant: ", "torture: FenceWentBack: "]),
+            Rig::Tests(_) => {
+                let mut lines = said.lines().skip_while(|line| !line.contains("panicked at tests/all/"));
+                lines.nth(1).map(str::to_owned)
+            }
         }
     }
 }
