@@ -50,7 +50,7 @@ impl Rig {
 
     pub fn arguments(self) -> Vec<&'static str> {
         match self {
-            Rig::Sim => vec!["--seeds", "60", "--threads", "1"],
+            Rig::Sim => vec!["--seeds", "60", "--threads", "1", "--patience", "8"],
             Rig::Linear => vec!["--seed", "0", "--histories", "8000", "--patience", "10"],
             Rig::Kills => vec!["--seed", "0", "--strace", "off", "--cycles", "60", "--acks", "0"],
             Rig::Tests(names) => vec![names, "--test-threads", "1"],
@@ -76,7 +76,7 @@ impl Rig {
             said.lines().find(|line| beginnings.iter().any(|beginning| line.starts_with(beginning))).map(str::to_owned)
         };
         match self {
-            Rig::Sim => find(&["tests/sim/world.rs:"]),
+            Rig::Sim => find(&["tests/sim/world.rs:", "violated: "]),
             Rig::Linear => find(&["violated: "]).or_else(|| {
                 let (short, _) = said.split_once("\nall of it:\n")?;
                 let (_, told) = short.lines().last()?.split_once("] ")?;

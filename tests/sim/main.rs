@@ -9,10 +9,11 @@ mod world;
 use clap::Parser;
 use fastrand::Rng;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use world::{OP_LEN, Op, Tally};
 
 #[derive(Debug, Parser)]
@@ -29,7 +30,13 @@ struct Args {
     /// Threads, each with seeds of its own; as many as there are processors by default.
     #[arg(long)]
     threads: Option<usize>,
+    /// Seconds that a history may take, on a busy machine, before it is said never to end.
+    #[arg(long, default_value_t = 60)]
+    patience: u64,
 }
+
+/// Seeds that are being run or shrunk.
+static UNDER_WAY: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -40,6 +47,7 @@ fn main() -> ExitCode {
     let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
     let total = Mutex::new(Tally::default());
     std::panic::set_hook(Box::new(shrink::note_panic));
+    watch(Duration::from_secs(args.patience));
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -48,7 +56,11 @@ fn main() -> ExitCode {
                     if at >= args.seeds {
                         break;
                     }
-                    match run(args.seed + at, args.ops) {
+                    let seed = args.seed + at;
+                    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).insert(seed);
+                    let answer = run(seed, args.ops);
+                    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).remove(&seed);
+                    match answer {
                         Ok(tally) => total.lock().unwrap_or_else(PoisonError::into_inner).add(&tally),
                         Err(report) => {
                             failed.store(true, Ordering::Relaxed);
@@ -73,6 +85,23 @@ fn main() -> ExitCode {
         started.elapsed().as_secs_f64()
     );
     ExitCode::SUCCESS
+}
+
+/// Gives up when no history ends for a while: one that hangs can't say so.
+fn watch(patience: Duration) {
+    std::thread::spawn(move || {
+        let mut before = None;
+        loop {
+            let now = Some(shrink::ENDED.load(Ordering::Relaxed));
+            if now == before {
+                let seeds = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+                eprintln!("violated: an operation does not return, in one of the seeds {seeds:?}");
+                std::process::exit(1);
+            }
+            before = now;
+            std::thread::sleep(patience);
+        }
+    });
 }
 
 /// One history; an error is what to print.

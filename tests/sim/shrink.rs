@@ -3,6 +3,10 @@
 use crate::world::{Op, Tally, World};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How many histories have ended.
+pub static ENDED: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
@@ -17,7 +21,9 @@ pub fn note_panic(info: &PanicHookInfo<'_>) {
 
 /// Runs a history; an error is where and with what it panicked.
 pub fn outcome(collide: bool, ops: &[Op]) -> Result<Tally, String> {
-    catch_unwind(AssertUnwindSafe(|| World::run(collide, ops))).map_err(|_| PANIC.take())
+    let answer = catch_unwind(AssertUnwindSafe(|| World::run(collide, ops))).map_err(|_| PANIC.take());
+    ENDED.fetch_add(1, Ordering::Relaxed);
+    answer
 }
 
 /// The operations that are needed to fail, and what the failure says.
