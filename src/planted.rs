@@ -1,7 +1,7 @@
 //! Bugs planted on purpose, so that the rigs can show that they catch them (`make planted`).
 //!
 //! Only builds with `--cfg oncekey_planted` have them. There the environment variable `ONCEKEY_PLANTED` names the one that is
-//! active; in all other builds [`planted!`] is `false`.
+//! active; in all other builds `planted!` is `false`.
 
 /// Whether a bug is planted.
 #[cfg(oncekey_planted)]

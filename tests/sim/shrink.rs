@@ -15,7 +15,8 @@ thread_local! {
 /// Keeps what a history panics with, which is told once, when it is shrunk.
 pub fn note_panic(info: &PanicHookInfo<'_>) {
     let place = info.location().map(|place| format!("{}:{}", place.file(), place.line())).unwrap_or_default();
-    let text = info.payload_as_str().unwrap_or_default();
+    let text = info.payload().downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| info.payload().downcast_ref::<&str>().copied()).unwrap_or_default();
     PANIC.set(format!("{place}: {text}"));
 }
 
