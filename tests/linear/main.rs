@@ -134,7 +134,7 @@ fn make(number: usize, callers: usize) -> (World, Taste) {
     let fair = |builder: oncekey::Builder| builder;
     match number % 16 {
         1 => {
-            let dir = tempfile::tempdir().expect("a directory for a store");
+            let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory for a store");
             let taste = Taste { restarts: Some(Restarts::Close), ..calm };
             // A disk's syncs last long enough for others to come meanwhile.
             let durability = if number % 32 == 1 { Durability::Synced } else { Durability::Buffered };

@@ -77,7 +77,10 @@ fn run_all(args: &Args) -> Result<bool> {
     jobs.extend(bugs.iter().map(|bug| Job { rig: catcher(*bug), bug: Some(*bug) }));
     let binaries = build()?;
     let started = Instant::now();
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    // What a killed process leaves is in the page cache: tmpfs serves as well.
+    let shared_memory = Path::new("/dev/shm");
+    let place = if shared_memory.exists() { shared_memory } else { Path::new(env!("CARGO_TARGET_TMPDIR")) };
+    let dir = tempfile::tempdir_in(place)?;
     let (threaded, single): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.rig.is_threaded());
     let processors = thread::available_parallelism().map_or(2, usize::from);
     let good = Mutex::new(Vec::new());
