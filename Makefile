@@ -64,7 +64,7 @@ lint:
 
 # Whether the rigs catch bugs: those of src/planted.rs, one at a time.
 planted:
-	RUSTFLAGS="--cfg oncekey_planted" CARGO_TARGET_DIR=target/planted cargo test --locked --release --test planted
+	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/planted cargo test --locked --release --test planted
 
 # Processes killed at random, and killed and failed at system calls; needs strace. That part goes to tmpfs where there is one.
 TORTURE = cargo test --locked --release --test torture -- $(if $(wildcard /dev/shm),--strace-dir /dev/shm)

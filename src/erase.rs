@@ -73,11 +73,15 @@ impl Engine {
         match only {
             Some(key) => vacate(key)?,
             None => {
+                // Each once: what is found of a key later was reserved since, and may have been taken over since.
+                let mut looked_for = BTreeSet::new();
                 for segment in self.all_segments() {
                     for (_, record) in segment.records().filter(|(_, record)| record.fence() < horizon) {
                         if record.kind().phase().is_some()
                             && let Some(key) = Key::parse(record.stored_key()).filter(is_meant)
+                            && !looked_for.contains(record.stored_key())
                         {
+                            looked_for.insert(record.stored_key().to_vec());
                             vacate(&key)?;
                         }
                     }
