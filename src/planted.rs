@@ -46,6 +46,8 @@ mod active {
     bugs! {
         /// A new segment is used before its name in the directory is synced.
         NewNameNotSynced,
+        /// A new file gets its name before its bytes are synced.
+        RenamedBeforeSync,
         /// A synced operation is acknowledged before the sync that covers it.
         AckedBeforeSync,
         /// A sync that failed is tried again, and believed.

@@ -688,3 +688,30 @@ fn a_held_record_keeps_the_next_opener_out_and_its_bytes_as_they_are() {
     store.erase(&request(KEY, 1)).unwrap();
     assert_gone(dir.path());
 }
+
+/// Found by the torture rig: each old record of a key had the key taken out again, with the answer that was stored meanwhile.
+#[test]
+fn an_answer_stored_while_its_scope_is_erased_stays() {
+    let (_, builder) = manual();
+    let store = builder.in_memory().unwrap();
+    let request = Request::new(KEY).scope("red");
+    for round in 0..20 {
+        let mut owner = reserved(store.reserve(&request).unwrap());
+        (0..2_000).for_each(|_| owner.recovery_point(POINT).unwrap());
+        owner.complete(ANSWER).unwrap();
+        std::thread::scope(|scope| {
+            let erasing = scope.spawn(|| store.erase_scope("red").unwrap());
+            let owner = loop {
+                match store.reserve(&request).unwrap() {
+                    Outcome::Reserved(owner) => break owner,
+                    outcome => drop(replay(outcome)),
+                }
+            };
+            drop(owner);
+            interrupted(store.reserve(&request).unwrap()).complete(b"new").unwrap();
+            assert_eq!(erasing.join().unwrap().keys, 1);
+        });
+        assert_eq!(store.get(&request).unwrap().expect("it was stored").bytes(), b"new", "round {round}");
+        store.erase_scope("red").unwrap();
+    }
+}

@@ -15,12 +15,12 @@ pub enum Rig {
 pub fn catcher(bug: Bug) -> Rig {
     use Bug::*;
     match bug {
-        NewNameNotSynced | AckedBeforeSync | SyncRetried | SegmentUnbound | HeaderUnchecked | BodyUnchecked
-        | DurableTailCut | NumbersReused | LastReadWins | ReleaseForgotten | UnsyncedAccepted | SealedBeforeSync
-        | FileBeforeList | ListNotSynced | ListCopiedBeforeSync | HeaderNotVoided | CopyNotCounted
-        | PromiseForgotten | ReleaseDroppedEarly | AnswerDroppedEarly | ErasureNotSynced | ReleaseNotErased
-        | HashTrusted | FenceUnchecked | ExpiredReturned | ExpiresLate | DeadlineWraps | PointsNotNumbered
-        | ReleaseKeepsKey | WaiterNotWoken | CloseWakesNobody => Rig::Sim,
+        NewNameNotSynced | RenamedBeforeSync | AckedBeforeSync | SyncRetried | SegmentUnbound | HeaderUnchecked
+        | BodyUnchecked | DurableTailCut | NumbersReused | LastReadWins | ReleaseForgotten | UnsyncedAccepted
+        | SealedBeforeSync | FileBeforeList | ListNotSynced | ListCopiedBeforeSync | HeaderNotVoided
+        | CopyNotCounted | PromiseForgotten | ReleaseDroppedEarly | AnswerDroppedEarly | ErasureNotSynced
+        | ReleaseNotErased | HashTrusted | FenceUnchecked | ExpiredReturned | ExpiresLate | DeadlineWraps
+        | PointsNotNumbered | ReleaseKeepsKey | WaiterNotWoken | CloseWakesNobody => Rig::Sim,
         PublishedBeforeWritten | LockDropped | LeaderNotWoken => Rig::Linear,
         HoleAcknowledged => Rig::Kills,
         NoteNotSynced => Rig::Tests("recovery::no_power_cut"),

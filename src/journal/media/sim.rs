@@ -258,7 +258,13 @@ impl SimStorage {
         if disk.capacity.is_some_and(|capacity| used + contents.len() as u64 > capacity) {
             return Err(Error::io("create", &self.path(name), io::ErrorKind::StorageFull.into()));
         }
-        let file = Arc::new(SimFile::new(contents));
+        let file = if planted!(RenamedBeforeSync) {
+            let file = SimFile::new(vec![0; contents.len()]);
+            file.store(0, &contents);
+            Arc::new(file)
+        } else {
+            Arc::new(SimFile::new(contents))
+        };
         disk.names.insert(name.to_owned(), Arc::clone(&file));
         disk.unsynced_names.insert(name.to_owned());
         Ok(file)
