@@ -10,7 +10,6 @@ use oncekey::{
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 pub const SEGMENT_LEN: usize = 64 * 1024;
 pub const HEAD: usize = 4096;
@@ -44,31 +43,34 @@ pub struct Placed {
     pub file: String,
     pub range: Range<usize>,
     pub kind: Kind,
-    /// Whether it has to be there after the end, or could not have been lost.
-    pub is_promised: bool,
+    /// Whether a sync had covered it.
+    pub was_durable: bool,
+    /// Whether it was there, as it was written, after the end.
+    pub was_left: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Of a key, by its number, with its place in the order of the key's records.
     Of { key: usize, rank: (u64, bool, u32) },
-    /// Says that all below this offset of the segment is durable.
+    /// A mark or seal, which says that all below this offset of the segment is durable.
     Mark { durable: usize },
-    /// Overwritten, or there to fill space.
-    Blank,
-    /// Which records to overwrite.
-    Note,
+    /// Overwritten by an erasure.
+    Scrubbed,
+    /// A pad, or an erasure's note.
+    Other,
 }
 
 pub struct Subject {
+    pub end: End,
     /// As they were when the store came to its end.
     pub files: Files,
     /// As they were written.
     pub written: Files,
     pub records: Vec<Placed>,
-    pub keys: usize,
-    pub store_id: [u8; 16],
-    /// As they were at some earlier moments.
+    /// What the keys are while nothing is damaged.
+    pub states: Vec<Is>,
+    /// The files at some earlier moments.
     pub earlier: Vec<Files>,
 }
 
@@ -131,21 +133,18 @@ impl Subject {
             store.close().expect("closing");
         }
         let written = files(&disk);
+        let durable = files(&disk.after_power_cut(|| false));
         // Every other sector of what was not synced.
         let mut sector = 0;
         let cut = disk.after_power_cut(|| {
             sector += 1;
             sector % 2 == 0
         });
-        let durable = files(&disk.after_power_cut(|| false));
-        let promised = if end == End::Killed { &written } else { &durable };
-        let records = records(&written, promised, &durable, keys);
-        let store_id = *written["STORE"][16..].first_chunk().expect("a header is longer");
-        let files = match end {
-            End::Closed | End::Killed => written.clone(),
-            End::Cut => files(&cut),
-        };
-        Subject { files, written, records, keys, store_id, earlier }
+        let left = if end == End::Cut { files(&cut) } else { written.clone() };
+        let records = records(&written, &durable, &left, keys);
+        let mut subject = Subject { end, files: left, written, records, states: Vec::new(), earlier };
+        subject.states = (0..keys).map(|number| subject.state(number, |at| subject.records[at].was_left)).collect();
+        subject
     }
 
     /// The segments that hold records; a spare's loss loses nothing.
@@ -158,7 +157,7 @@ impl Subject {
     pub fn state(&self, number: usize, is_whole: impl Fn(usize) -> bool) -> Is {
         let of_key = self.records.iter().enumerate().filter_map(|(at, record)| match record.kind {
             Kind::Of { key, rank } if key == number && is_whole(at) => Some((rank, record)),
-            Kind::Of { .. } | Kind::Mark { .. } | Kind::Blank | Kind::Note => None,
+            Kind::Of { .. } | Kind::Mark { .. } | Kind::Scrubbed | Kind::Other => None,
         });
         let Some((_, last)) = of_key.max_by_key(|(rank, _)| *rank) else { return Is::Vacant };
         let bytes = &self.written[&last.file][last.range.clone()];
@@ -204,8 +203,8 @@ pub fn files(disk: &SimDisk) -> Files {
     disk.files().into_iter().filter_map(|(name, _)| contents(name)).collect()
 }
 
-/// Takes the files apart. A record that a mark or seal vouches for is promised too, whatever its caller asked for.
-fn records(written: &Files, promised: &Files, durable: &Files, keys: usize) -> Vec<Placed> {
+/// Takes the files apart.
+fn records(written: &Files, durable: &Files, left: &Files, keys: usize) -> Vec<Placed> {
     let numbers: BTreeMap<String, usize> = (0..keys).map(|number| (key(number), number)).collect();
     let mut records = Vec::new();
     for (file, bytes) in written.iter().filter(|(file, _)| file.ends_with(".seg")) {
@@ -215,8 +214,8 @@ fn records(written: &Files, promised: &Files, durable: &Files, keys: usize) -> V
             let bytes = &bytes[range.clone()];
             let kind = match bytes[0] {
                 0x51 | 0x52 => Kind::Mark { durable: (long(bytes, 16) - number * SEGMENT_LEN as u64) as usize },
-                0x41 | 0x61 => Kind::Blank,
-                0x42 => Kind::Note,
+                0x41 => Kind::Scrubbed,
+                0x42 | 0x61 => Kind::Other,
                 kind => {
                     let stored = &bytes[HEADER..HEADER + usize::from(short(bytes, 2))];
                     let name = std::str::from_utf8(&stored[4..]).expect("a key of this subject");
@@ -225,8 +224,8 @@ fn records(written: &Files, promised: &Files, durable: &Files, keys: usize) -> V
                 }
             };
             let is_in = |files: &Files| files.get(file).is_some_and(|other| other[range.clone()] == *bytes);
-            let is_promised = is_in(promised) && is_in(durable);
-            records.push(Placed { file: file.clone(), range, kind, is_promised });
+            let (was_durable, was_left) = (is_in(durable), is_in(left));
+            records.push(Placed { file: file.clone(), range, kind, was_durable, was_left });
         };
         if bytes[HEADER] != 0 {
             place(HEADER, HEADER);
@@ -252,6 +251,3 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 fn long(bytes: &[u8], at: usize) -> u64 {
     u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32
 }
-
-/// The default mix of retentions: two streams of answers.
-pub const TWO_STREAMS: [Retention; 2] = [Retention::Forever, Retention::For(Duration::from_secs(3600))];
