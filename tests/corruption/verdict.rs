@@ -175,7 +175,7 @@ impl<'d> Damage<'d> {
             let Some(bytes) = changed else { return false };
             let range = placed.range.start.min(bytes.len())..placed.range.end.min(bytes.len());
             let (there, beyond) = subject.written[&placed.file][placed.range.clone()].split_at(range.len());
-            // The zeros that fill a record up may be cut off: nothing is missed.
+            // The zeros that a record ends with may be cut off: nothing is missed.
             bytes[range] == *there && beyond.iter().all(|byte| *byte == 0)
         };
         let broken = (0..subject.records.len()).filter(|at| !is_whole(at)).collect();
@@ -266,9 +266,13 @@ impl<'d> Damage<'d> {
         };
         for (at, placed) in self.subject.records.iter().enumerate().filter(|(_, placed)| placed.range.start >= HEAD) {
             if self.is_whole(at) {
-                // Up to seven zeros that fill it up may be missing.
-                let filled = placed.range.start..placed.range.end - 7;
-                assert!(!is_lost(&placed.file, &filled), "reported lost, and whole: {placed:?}; {lost:?}");
+                // The zeros that it ends with may be missing.
+                let bytes = &self.subject.written[&placed.file][placed.range.clone()];
+                let filled = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+                assert!(
+                    !is_lost(&placed.file, &(placed.range.start..placed.range.start + filled)),
+                    "reported lost, and whole: {placed:?}; {lost:?}"
+                );
             } else if self.is_a_loss(at) {
                 assert!(is_lost(&placed.file, &placed.range), "not reported: {placed:?}; {lost:?}");
             }
