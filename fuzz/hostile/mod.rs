@@ -17,20 +17,59 @@ const START_MS: u64 = 1_767_225_600_000;
 /// One change to the files; what names a file, a record or a place takes the remainder, so that every input means something.
 #[derive(Arbitrary, Clone, Debug)]
 pub enum Change {
-    Write { file: u8, at: u16, bytes: Vec<u8> },
-    Fill { file: u8, at: u16, len: u16, value: u8 },
-    Cut { file: u8, len: u16 },
-    Extend { file: u8, bytes: Vec<u8> },
-    Copy { from: u8, to: u8 },
-    Remove { file: u8 },
+    Write {
+        file: u8,
+        at: u16,
+        bytes: Vec<u8>,
+    },
+    Fill {
+        file: u8,
+        at: u16,
+        len: u16,
+        value: u8,
+    },
+    Cut {
+        file: u8,
+        len: u16,
+    },
+    Extend {
+        file: u8,
+        bytes: Vec<u8>,
+    },
+    Copy {
+        from: u8,
+        to: u8,
+    },
+    Remove {
+        file: u8,
+    },
     /// A header of a segment or of the store.
-    Header { file: u8, field: HeaderField, value: Number },
+    Header {
+        file: u8,
+        field: HeaderField,
+        value: Number,
+    },
     /// A field of a record that is there.
-    Edit { file: u8, record: u8, field: Field, value: Number },
+    Edit {
+        file: u8,
+        record: u8,
+        field: Field,
+        value: Number,
+    },
     /// A record of its own.
-    Forge { file: u8, place: Place, record: Record },
+    Forge {
+        file: u8,
+        place: Place,
+        record: Record,
+    },
     /// A list of segments in one slot of a file that has slots of `4096 << longer` bytes.
-    List { slot: bool, longer: u8, sequence: Number, upto: Number, numbers: Vec<Number> },
+    List {
+        slot: bool,
+        longer: u8,
+        sequence: Number,
+        upto: Number,
+        numbers: Vec<Number>,
+    },
 }
 
 /// A number near the one that belongs there, near either end, or any.
@@ -121,6 +160,7 @@ pub fn known_key(number: u8) -> [u8; 2] {
     [b'k', number]
 }
 
+/// Makes one change.
 pub fn change(files: &mut Files, change: &Change) {
     if files.is_empty() {
         return;
@@ -278,7 +318,7 @@ fn set(field: &mut [u8], value: Number) {
 }
 
 /// Gives a record the checksums of what it says, as far as it lies in the file.
-fn sign(contents: &mut [u8], at: usize, binding: u32) {
+pub fn sign(contents: &mut [u8], at: usize, binding: u32) {
     let start = binding ^ (at as u32).wrapping_mul(0x9e37_79b1);
     let Some(bytes) = contents.get_mut(at..).filter(|bytes| bytes.len() >= HEADER) else { return };
     let len = record_len(bytes);
@@ -291,7 +331,8 @@ fn sign(contents: &mut [u8], at: usize, binding: u32) {
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
 }
 
-fn binding(store_id: &[u8], segment: u64) -> u32 {
+/// What the checksums of a segment start from.
+pub fn binding(store_id: &[u8], segment: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(store_id), &segment.to_le_bytes())
 }
 
