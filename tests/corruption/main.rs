@@ -160,6 +160,7 @@ fn check(bench: &mut Bench<'_>, sweep: &Sweep<'_>, changes: &Changes, case: usiz
     let look = if case.is_multiple_of(61) { Look::Thorough } else { Look::Quick };
     let damage = Damage::new(sweep.subject, changes);
     let opened = bench.strict(&damage, look);
+    assert!(!sweep.has_to_be_refused || opened == Opened::Refused, "opened, and has to be refused");
     if !sweep.is_rollback {
         opened.may_come_of(sweep.subject.end);
     }

@@ -13,6 +13,8 @@ pub struct Sweep<'s> {
     pub count: usize,
     /// Whether the files are none of this store's in these places, which salvage refuses too.
     pub is_foreign: bool,
+    /// Whether it can't but be noticed: files of another length, or missing.
+    pub has_to_be_refused: bool,
     /// Whether they are the store's own, and older: nothing in them tells.
     pub is_rollback: bool,
     damage: Damage<'s>,
@@ -86,6 +88,7 @@ pub fn all<'s>(subject: &'s Subject, other: &Subject, name: &str) -> Vec<Sweep<'
         ];
         for (what, how, count) in hows {
             let name = format!("{name}/{file}/{what}");
+            let has_to_be_refused = matches!(how, How::Cut) || (matches!(how, How::Extend) && file != "STORE");
             sweeps.push(Sweep {
                 name,
                 subject,
@@ -98,7 +101,15 @@ pub fn all<'s>(subject: &'s Subject, other: &Subject, name: &str) -> Vec<Sweep<'
     }
     let whole = |what: &str, is_foreign, cases: Vec<Changes>| {
         let (name, count) = (format!("{name}/{what}"), cases.len());
-        Sweep { name, subject, count, is_foreign, is_rollback: what == "earlier", damage: Damage::Whole(cases) }
+        Sweep {
+            name,
+            subject,
+            count,
+            is_foreign,
+            has_to_be_refused: what == "missing",
+            is_rollback: what == "earlier",
+            damage: Damage::Whole(cases),
+        }
     };
     sweeps.push(whole("missing", false, missing(subject)));
     sweeps.push(whole("earlier", false, earlier(subject)));
