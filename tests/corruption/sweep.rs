@@ -11,13 +11,21 @@ pub struct Sweep<'s> {
     pub name: String,
     pub subject: &'s Subject,
     pub count: usize,
-    /// Whether the files are none of this store's in these places, which salvage refuses too.
-    pub is_foreign: bool,
-    /// Whether it can't but be noticed: files of another length, or missing.
-    pub has_to_be_refused: bool,
-    /// Whether they are the store's own, and older: nothing in them tells.
-    pub is_rollback: bool,
+    pub allowed: Allowed,
     damage: Damage<'s>,
+}
+
+/// What may come of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// All of a store that was closed, or a refusal; of one that was not, what marks vouch for.
+    Exact,
+    /// A refusal: files are missing, or of another length.
+    Refusal,
+    /// A refusal in salvage too: the files are none of this store's, or not in their places.
+    AnyRefusal,
+    /// The store's own files, but older: nothing in them tells.
+    Older,
 }
 
 enum Damage<'s> {
@@ -88,34 +96,24 @@ pub fn all<'s>(subject: &'s Subject, other: &Subject, name: &str) -> Vec<Sweep<'
         ];
         for (what, how, count) in hows {
             let name = format!("{name}/{file}/{what}");
-            let has_to_be_refused = matches!(how, How::Cut) || (matches!(how, How::Extend) && file != "STORE");
-            sweeps.push(Sweep {
-                name,
-                subject,
-                count,
-                is_foreign: false,
-                is_rollback: false,
-                damage: Damage::InPlace { file, how },
-            });
+            let allowed = match how {
+                How::Cut => Allowed::Refusal,
+                // What stands behind the header of this file is not looked at.
+                How::Extend if file != "STORE" => Allowed::Refusal,
+                How::Extend | How::Flip | How::Zeros | How::Ones | How::Swap => Allowed::Exact,
+            };
+            sweeps.push(Sweep { name, subject, count, allowed, damage: Damage::InPlace { file, how } });
         }
     }
-    let whole = |what: &str, is_foreign, cases: Vec<Changes>| {
+    let whole = |what: &str, allowed, cases: Vec<Changes>| {
         let (name, count) = (format!("{name}/{what}"), cases.len());
-        Sweep {
-            name,
-            subject,
-            count,
-            is_foreign,
-            has_to_be_refused: what == "missing",
-            is_rollback: what == "earlier",
-            damage: Damage::Whole(cases),
-        }
+        Sweep { name, subject, count, allowed, damage: Damage::Whole(cases) }
     };
-    sweeps.push(whole("missing", false, missing(subject)));
-    sweeps.push(whole("earlier", false, earlier(subject)));
-    sweeps.push(whole("misplaced", true, misplaced(subject)));
-    sweeps.push(whole("foreign", true, foreign(subject, &other.files)));
-    sweeps.push(whole("foreign-records", false, foreign_records(subject, other)));
+    sweeps.push(whole("missing", Allowed::Refusal, missing(subject)));
+    sweeps.push(whole("earlier", Allowed::Older, earlier(subject)));
+    sweeps.push(whole("misplaced", Allowed::AnyRefusal, misplaced(subject)));
+    sweeps.push(whole("foreign", Allowed::AnyRefusal, foreign(subject, &other.files)));
+    sweeps.push(whole("foreign-records", Allowed::Exact, foreign_records(subject, other)));
     sweeps.retain(|sweep| sweep.count > 0);
     sweeps
 }
