@@ -1,8 +1,11 @@
 # `make test` installs what the machine lacks and runs all tests; docs/testing.md tells of the longer ones.
-.PHONY: test setup unit loom sim sim-many planted shuttle linear torture torture-release filesystems no-filesystems filesystems-release fuzz demo bench lint
+.PHONY: test setup unit loom sim sim-many planted shuttle linear torture torture-release filesystems no-filesystems filesystems-release \
+	corruption corruption-release fuzz fuzz-long demo bench lint
 
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 60
+# Executions of `fuzz-long`, over all targets: a tenth of them with crashes and restarts.
+RUNS ?= 100000000
 # The history to simulate, its operations, and how many histories `sim-many` runs.
 SEED ?= 0
 OPS ?= 2000
@@ -11,12 +14,14 @@ SEEDS ?= 2000
 HISTORIES ?= 100000
 # Schedules to run the whole store under.
 SCHEDULES ?= 50000
+# Arguments for the rig of damages, such as those that a failing case says.
+CORRUPTION ?= --every 401
 # What mounting file systems takes.
 CAN_MOUNT = $(and $(filter 0,$(shell id -u)),$(wildcard /dev/loop-control),$(wildcard /dev/fuse))
 
 FUZZ_TARGETS = $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 
-test: setup unit loom sim-many linear shuttle torture planted $(if $(CAN_MOUNT),filesystems,no-filesystems) fuzz demo
+test: setup unit loom sim-many linear shuttle torture planted $(if $(CAN_MOUNT),filesystems,no-filesystems) corruption fuzz demo
 
 setup:
 	.ci/install
@@ -44,10 +49,26 @@ shuttle:
 linear:
 	cargo test --locked --release --test linear -- --histories $(HISTORIES)
 
+# Tracing compares would cost most of the time in loops over zeros; checksums are put right by the targets themselves.
+FUZZ_FLAGS = --sanitizer address --no-trace-compares
+FUZZ_LIMITS = -timeout=20 -rss_limit_mb=4096 -malloc_limit_mb=256 -print_final_stats=1
+FUZZ_END = -max_total_time=$(FUZZ_SECONDS)
+# Short stacks of allocations, which the address sanitizer keeps of each.
+fuzz-%: export ASAN_OPTIONS = malloc_context_size=3
+
+# Two targets at a time. What they find goes below target/, so that the tree stays clean; an input that fails, to fuzz/artifacts.
 fuzz:
-	for target in $(FUZZ_TARGETS); do \
-		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=4096 || exit 1; \
-	done
+	cargo +nightly fuzz build $(FUZZ_FLAGS)
+	$(MAKE) --output-sync=target --jobs=2 $(addprefix fuzz-,$(FUZZ_TARGETS))
+
+fuzz-%:
+	mkdir -p target/fuzz-corpus/$*
+	cargo +nightly fuzz run $(FUZZ_FLAGS) $* target/fuzz-corpus/$* fuzz/corpus/$* -- $(FUZZ_LIMITS) $(FUZZ_END)
+
+fuzz-long:
+	cargo +nightly fuzz build $(FUZZ_FLAGS)
+	$(MAKE) --output-sync=line --jobs=2 fuzz-operations fuzz-recover_dir FUZZ_END=-runs=$$(($(RUNS) / 20))
+	$(MAKE) --output-sync=line --jobs=2 fuzz-record_decode fuzz-wheel FUZZ_END=-runs=$$(($(RUNS) * 9 / 20))
 
 demo:
 	cargo run --locked --release --example checkout
@@ -85,3 +106,10 @@ no-filesystems:
 
 filesystems-release:
 	cargo test --locked --release --test filesystems -- --images 1000 --every-call
+
+# Damage to a store's files: some of all places, and each of them.
+corruption:
+	cargo test --locked --release --test corruption -- $(CORRUPTION)
+
+corruption-release:
+	cargo test --locked --release --test corruption
