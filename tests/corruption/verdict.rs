@@ -300,7 +300,7 @@ fn look(store: &Store, number: usize, state: &Is, how: Look) {
         assert!(record.bytes() == bytes && record.is_failure() == *is_failure, "key {number} has another answer");
         return;
     }
-    let unlike = request.clone().fingerprint_of(b"a payload that nobody used").durability(Durability::Buffered);
+    let unlike = request.fingerprint_of(b"a payload that nobody used").durability(Durability::Buffered);
     match (state, how) {
         (Is::Interrupted { asked, .. }, Look::Quick) => match store.reserve(&unlike).expect("a look") {
             Outcome::Mismatch(mismatch) => assert_eq!(mismatch.stored, *asked, "key {number}"),
