@@ -35,7 +35,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::codec::{
     BadHeader, Binding, HEAD_MARK, HEADER, Kind, OLD_HEAD_MARK, RecordRef, SEGMENT_HEAD, SEGMENT_HEADER, SegmentHeader,
-    encode_blank, encode_mark,
+    encode_blank, encode_mark, header_says,
 };
 use crate::journal::commit::Poison;
 use crate::journal::list::{LIST_NAME, Listed, MISSING, SegmentList, Standing};
@@ -179,6 +179,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     let newest_ms = found.iter().map(|segment| segment.scan.newest_ms).max().unwrap_or(0);
     check_clock(plan, newest_ms, &mut report)?;
 
+    check_fences(&*storage, &found)?;
     let targets = found.iter().flat_map(|segment| segment.scan.targets.iter().copied()).collect::<Vec<_>>();
     let mut repairs = Vec::new();
     for segment in &found {
@@ -189,7 +190,9 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
         storage.remove(name)?;
     }
     // The highest number stays taken: it may have been given to a fence of which a power cut left nothing.
-    let upto = found.last().map_or(0, |segment| segment.number).max(listed.map_or(0, |listed| listed.upto));
+    // In salvage the segments that the newest fences are from may be lost.
+    let given_out = found.iter().map(|segment| segment.number.max(segment.scan.newest_fence / segment_len));
+    let upto = given_out.max().unwrap_or(0).max(listed.map_or(0, |listed| listed.upto));
     let newest_kept = found.iter().rfind(|segment| !segment.scan.is_blank()).map_or(0, |segment| segment.number);
     let upto = if planted!(NumbersReused) { newest_kept } else { upto };
     let blank = found.iter().rfind(|segment| segment.is_spare()).map(|segment| segment.number);
@@ -516,6 +519,7 @@ fn classify(
     let mut here: Vec<Target> = here.copied().collect();
     here.sort_by_key(|target| target.lsn);
     here.dedup();
+    check_targets(storage, segment, &here)?;
     // Where records end, half overwritten ones included.
     let mut reach = scan.end;
     for gap in &scan.gaps {
@@ -580,6 +584,42 @@ fn classify(
     });
     repair.scrubs = here;
     Ok(repair)
+}
+
+/// Refuses fences that no store gives out, and above which none is left to give.
+fn check_fences(storage: &dyn Storage, found: &[Found]) -> Result<()> {
+    match found.iter().find(|segment| segment.scan.newest_fence / segment.len >= numbers_end(segment.len)) {
+        Some(segment) => {
+            let reason = format!("a record's fence, {}, is none that was given out", segment.scan.newest_fence);
+            Err(Error::corrupt(&storage.path(&segment_name(segment.number)), 0, reason))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Refuses a note that would have anything but whole records overwritten; bytes that are none are overwritten as a gap.
+fn check_targets(storage: &dyn Storage, segment: &Found, targets: &[Target]) -> Result<()> {
+    let path = || storage.path(&segment_name(segment.number));
+    for target in targets {
+        let at = target.lsn - segment.base;
+        let mut header = [0; HEADER];
+        // What a file that is too short does not have counts as zeros.
+        if at + HEADER as u64 <= segment.blob.len() {
+            let read = segment.blob.read_at(at, &mut header);
+            read.map_err(|source| Error::io("read a segment", &path(), source))?;
+        }
+        let is_record = match header_says(segment.binding, at, &header) {
+            Some((kind, len)) => len == target.len && (kind == Kind::Scrubbed || kind.phase().is_some()),
+            None => {
+                let is_in = |gap: &Gap| gap.start <= at && at + target.len <= gap.end;
+                header[0] == 0 || at >= segment.scan.end || segment.scan.gaps.iter().any(is_in)
+            }
+        };
+        if !is_record {
+            return Err(Error::corrupt(&path(), at, "a note of an erasure names what is no record"));
+        }
+    }
+    Ok(())
 }
 
 fn is_inside(target: &Target, segment: &Found) -> bool {

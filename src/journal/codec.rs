@@ -251,6 +251,18 @@ pub(crate) fn encode_mark(binding: Binding, offset: u64, kind: Kind, durable_lsn
     encode(binding, offset, &Meta::bare(kind, durable_lsn, 0), &[], b"", |parts| parts.concat())
 }
 
+/// Kind and length of a record, by its header at that offset; `None` if it is no header.
+pub(crate) fn header_says(binding: Binding, offset: u64, header: &[u8; HEADER]) -> Option<(Kind, u64)> {
+    let kind = Kind::from_byte(header[0]).filter(|_| header[1] == 0)?;
+    if header_crc(binding.at(offset), header) != field(header, 60) && !planted!(HeaderUnchecked) {
+        return None;
+    }
+    let key_len = usize::from(u16::from_le_bytes([header[2], header[3]]));
+    let len = (HEADER + key_len + field(header, 4) as usize).next_multiple_of(8) as u64;
+    let is_bare = !matches!(kind, Kind::Mark | Kind::Seal) || len == HEADER as u64;
+    is_bare.then_some((kind, len))
+}
+
 fn header_crc(start: u32, header: &[u8; HEADER]) -> u32 {
     let mut zeroed = Buffer(*header);
     zeroed.0[60..].fill(0);
@@ -294,18 +306,9 @@ impl<'a> RecordRef<'a> {
     pub(crate) fn check(binding: Binding, segment: &'a [u8], offset: u64) -> Result<Self, Unreadable> {
         let bytes = segment.get(offset as usize..).ok_or(Unreadable::Header)?;
         let header = bytes.first_chunk::<HEADER>().ok_or(Unreadable::Header)?;
-        if Kind::from_byte(header[0]).is_none() || header[1] != 0 {
-            return Err(Unreadable::Header);
-        }
-        let start = binding.at(offset);
-        if header_crc(start, header) != field(header, 60) && !planted!(HeaderUnchecked) {
-            return Err(Unreadable::Header);
-        }
+        let (_, len) = header_says(binding, offset, header).ok_or(Unreadable::Header)?;
         let record = RecordRef::parse(bytes).ok_or(Unreadable::Header)?;
-        let len = record.len();
-        if matches!(record.kind, Kind::Mark | Kind::Seal) && len > HEADER as u64 {
-            return Err(Unreadable::Header);
-        }
+        let start = binding.at(offset);
         let padded = segment.get(offset as usize + HEADER..(offset + len) as usize).ok_or(Unreadable::Header)?;
         let key_is_whole = record.kind.phase().is_none() || Key::parse(record.stored_key()).is_some();
         let body_is_whole = crc32c::crc32c_append(start, padded) == field(header, 8) || planted!(BodyUnchecked);

@@ -53,6 +53,8 @@ pub(crate) struct Scan {
     /// Whether it holds answers.
     pub(crate) has_answers: bool,
     pub(crate) newest_ms: u64,
+    /// The highest fence of its keys' records.
+    pub(crate) newest_fence: u64,
     pub(crate) targets: Vec<Target>,
 }
 
@@ -133,6 +135,9 @@ impl Scan {
             Kind::Reserved | Kind::Point | Kind::Released => self.has_reservations = true,
             Kind::Completed | Kind::Failed => self.has_answers = true,
             Kind::Scrubbed | Kind::Pad | Kind::List => {}
+        }
+        if record.kind().phase().is_some() {
+            self.newest_fence = self.newest_fence.max(record.fence());
         }
         self.records += 1;
         self.end = at + record.len();
