@@ -158,7 +158,8 @@ impl Oracle {
             Line::Refused(what) | Line::Wrong(what) => Err(Violation { breach: Breach::Lost, text: what }),
             Line::Do { op, at, key, act } => {
                 let keys = match act {
-                    Act::EraseScope => keys_beside(key).filter(|key| self.keys.contains_key(key)).collect(),
+                    // Also those of which nothing was told yet: an erasure may take them out that come meanwhile.
+                    Act::EraseScope => keys_beside(key).collect(),
                     _ => vec![key],
                 };
                 for key in &keys {
