@@ -79,7 +79,7 @@ impl Engine {
                     for (_, record) in segment.records().filter(|(_, record)| record.fence() < horizon) {
                         if record.kind().phase().is_some()
                             && let Some(key) = Key::parse(record.stored_key()).filter(is_meant)
-                            && !looked_for.contains(record.stored_key())
+                            && (!looked_for.contains(record.stored_key()) || planted!(KeyErasedTwice))
                         {
                             looked_for.insert(record.stored_key().to_vec());
                             vacate(&key)?;

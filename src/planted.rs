@@ -102,6 +102,8 @@ mod active {
         NoteNotSynced,
         /// An erasure returns before what it overwrote is synced.
         ErasureNotSynced,
+        /// The erasure of a scope looks for a key again with each of its records.
+        KeyErasedTwice,
         /// An erasure passes over records that no slot can stand for.
         ReleaseNotErased,
         /// The lock is let go between the look for a key and its reservation, to read the clock.
