@@ -23,7 +23,7 @@ pub fn catcher(bug: Bug) -> Rig {
         | PointsNotNumbered | ReleaseKeepsKey | WaiterNotWoken | CloseWakesNobody => Rig::Sim,
         PublishedBeforeWritten | LockDropped | LeaderNotWoken => Rig::Linear,
         HoleAcknowledged => Rig::Kills,
-        KeyErasedTwice => Rig::Tests("erasure::what_is_stored"),
+        KeyErasedTwice => Rig::Tests("erasure::an_answer_stored"),
         NoteNotSynced => Rig::Tests("recovery::no_power_cut"),
         HeadSealNotRepeated => Rig::Tests("recovery::recovery_cut_off"),
         CopyNotSynced => Rig::Tests("space::a_segment_that_dies"),
