@@ -52,6 +52,8 @@ linear:
 # Tracing compares would cost most of the time in loops over zeros; checksums are put right by the targets themselves.
 FUZZ_FLAGS = --sanitizer address --no-trace-compares
 FUZZ_LIMITS = -timeout=20 -rss_limit_mb=4096 -malloc_limit_mb=256 -print_final_stats=1
+# Forty operations: longer histories are the simulation's.
+fuzz-operations: FUZZ_LIMITS += -max_len=241
 FUZZ_END = -max_total_time=$(FUZZ_SECONDS)
 # Short stacks of allocations, which the address sanitizer keeps of each.
 fuzz-%: export ASAN_OPTIONS = malloc_context_size=3
@@ -67,8 +69,15 @@ fuzz-%:
 
 fuzz-long:
 	cargo +nightly fuzz build $(FUZZ_FLAGS)
-	$(MAKE) --output-sync=line --jobs=2 fuzz-operations fuzz-recover_dir FUZZ_END=-runs=$$(($(RUNS) / 20))
-	$(MAKE) --output-sync=line --jobs=2 fuzz-record_decode fuzz-wheel FUZZ_END=-runs=$$(($(RUNS) * 9 / 20))
+	$(MAKE) --output-sync=line --jobs=2 fuzz-operations-long fuzz-recover_dir-long
+	$(MAKE) --output-sync=line --jobs=2 fuzz-record_decode-long fuzz-wheel-long
+
+# Shares of the runs, by what an execution costs.
+fuzz-operations-long: SHARE = 2
+fuzz-recover_dir-long: SHARE = 8
+fuzz-record_decode-long fuzz-wheel-long: SHARE = 45
+fuzz-%-long:
+	$(MAKE) fuzz-$* FUZZ_END=-runs=$$(($(RUNS) * $(SHARE) / 100))
 
 demo:
 	cargo run --locked --release --example checkout
