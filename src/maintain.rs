@@ -391,6 +391,9 @@ impl Engine {
         if !planted!(CopyNotCounted) {
             claim.add_live();
         }
+        if victim.is_promised() && !planted!(PromiseNotInherited) {
+            claim.inherit_promise();
+        }
         claim.write(&meta, &[record.stored_key()], record.payload(), false)?;
         {
             let mut shard = self.shards.of(hash);

@@ -102,6 +102,8 @@ mod active {
         NoteNotSynced,
         /// An erasure returns before what it overwrote is synced.
         ErasureNotSynced,
+        /// What was promised of a record is not said of the segment that its copy is in.
+        PromiseNotInherited,
         /// The erasure of a scope looks for a key again with each of its records.
         KeyErasedTwice,
         /// An erasure passes over records that no slot can stand for.

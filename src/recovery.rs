@@ -176,7 +176,8 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
             RecoveryMode::Salvage => report.lost.push(damage),
         }
     }
-    let newest_ms = found.iter().map(|segment| segment.scan.newest_ms).max().unwrap_or(0);
+    // Nothing is written at the end of time, at which also what is kept for ever would be over.
+    let newest_ms = found.iter().map(|segment| segment.scan.newest_ms).max().unwrap_or(0).min(u64::MAX - 1);
     check_clock(plan, newest_ms, &mut report)?;
 
     check_fences(&*storage, &found)?;
@@ -609,6 +610,8 @@ fn check_targets(storage: &dyn Storage, segment: &Found, targets: &[Target]) -> 
             read.map_err(|source| Error::io("read a segment", &path(), source))?;
         }
         let is_record = match header_says(segment.binding, at, &header) {
+            // The seal of a segment that was cut short there.
+            Some((Kind::Seal, _)) => at == segment.scan.end,
             Some((kind, len)) => len == target.len && (kind == Kind::Scrubbed || kind.phase().is_some()),
             None => {
                 let is_in = |gap: &Gap| gap.start <= at && at + target.len <= gap.end;

@@ -461,6 +461,29 @@ fn a_segment_that_dies_while_it_is_emptied_does_not_go_before_the_copies_are_dur
     assert!(removed > 5, "{removed} segments were removed");
 }
 
+/// Found by the simulation: a copy of what was durable went, once its key was taken over, before that was durable.
+#[test]
+fn a_key_whose_copy_is_taken_over_survives_the_removal_of_the_copy() {
+    let disk = SimDisk::new();
+    let builder = manual().1.durability(Durability::Buffered);
+    let store = builder.clone().open_simulated(&disk).unwrap();
+    let kept = request("kept", 1);
+    drop(reserved(store.reserve(&kept.durability(Durability::Synced)).unwrap()));
+    let mut removed = 0;
+    for round in 0..60 {
+        let mut filler = reserved(store.reserve(&request("filler", 1)).unwrap());
+        filler.recovery_point(&[7; 20_000]).unwrap();
+        filler.release().unwrap();
+        removed += store.maintain(usize::MAX).unwrap().removed;
+        let after = builder.clone().open_simulated(&disk.after_power_cut(|| false)).unwrap();
+        interrupted(after.reserve(&kept).unwrap());
+        if round % 4 == 0 {
+            drop(interrupted(store.reserve(&kept).unwrap()));
+        }
+    }
+    assert!(removed > 5, "{removed} segments were removed");
+}
+
 /// Where a kill leaves both a record and its copy, neither may outlive what beats the two.
 #[test]
 fn a_process_killed_at_any_step_of_upkeep_loses_no_key_and_brings_none_back() {

@@ -26,6 +26,7 @@ pub fn catcher(bug: Bug) -> Rig {
         KeyErasedTwice => Rig::Tests("erasure::an_answer_stored"),
         NoteNotSynced => Rig::Tests("recovery::no_power_cut"),
         HeadSealNotRepeated => Rig::Tests("recovery::recovery_cut_off"),
+        PromiseNotInherited => Rig::Tests("space::a_key_whose_copy"),
         CopyNotSynced => Rig::Tests("space::a_segment_that_dies"),
         StrayKept => Rig::Tests("erasure::a_key_used_anew"),
     }
