@@ -8,7 +8,7 @@
 //! - **U3** An answers segment goes only after all reservations segments that were there when it was sealed, durably:
 //!   its answers mask their reservations.
 //! - **U4** A reservations segment that somebody was promised to find after a power cut goes only when the answers that
-//!   took the place of its records are durable too.
+//!   took the place of its records are durable too, and then those are promised.
 //! - **U5** A copy is durable before its original goes. A copied reservation whose original was superseded while it was
 //!   being copied is overwritten at once, since what masks the original need not outlive the copy.
 
@@ -250,7 +250,8 @@ impl Engine {
             return Ok(());
         }
         if dead.iter().any(|segment| segment.is_promised() && !planted!(PromiseForgotten) || segment.has_moved()) {
-            self.journal.sync_all()?;
+            // What takes the place of promised records is promised itself from here on.
+            if planted!(PromiseNotInherited) { self.journal.sync_all()? } else { self.journal.promise_all()? }
         }
         let mut oldest: Vec<u64> = self.journal.segments().reservations().collect();
         oldest.sort_unstable();
@@ -390,9 +391,6 @@ impl Engine {
         let copy = claim.lsn();
         if !planted!(CopyNotCounted) {
             claim.add_live();
-        }
-        if victim.is_promised() && !planted!(PromiseNotInherited) {
-            claim.inherit_promise();
         }
         claim.write(&meta, &[record.stored_key()], record.payload(), false)?;
         {

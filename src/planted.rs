@@ -102,7 +102,7 @@ mod active {
         NoteNotSynced,
         /// An erasure returns before what it overwrote is synced.
         ErasureNotSynced,
-        /// What was promised of a record is not said of the segment that its copy is in.
+        /// What was promised of a record is not promised of those that take its place.
         PromiseNotInherited,
         /// The erasure of a scope looks for a key again with each of its records.
         KeyErasedTwice,

@@ -695,11 +695,6 @@ impl Claim<'_> {
         self.segment.add_live(self.len);
     }
 
-    /// The record is a copy of one that may have been promised to survive a power cut.
-    pub(crate) fn inherit_promise(&self) {
-        self.segment.promise();
-    }
-
     /// A handle to the payload of the record that is going to be written.
     #[inline]
     pub(crate) fn handle(&self, meta: &Meta, key_len: usize, payload_len: usize) -> Record {
