@@ -472,11 +472,11 @@ fn a_key_whose_copy_is_taken_over_survives_the_removal_of_the_copy() {
     let mut removed = 0;
     for round in 0..60 {
         let mut filler = reserved(store.reserve(&request("filler", 1)).unwrap());
-        filler.recovery_point(&[7; 20_000]).unwrap();
+        filler.recovery_point([7; 20_000]).unwrap();
         filler.release().unwrap();
         removed += store.maintain(usize::MAX).unwrap().removed;
         let after = builder.clone().open_simulated(&disk.after_power_cut(|| false)).unwrap();
-        interrupted(after.reserve(&kept).unwrap());
+        drop(interrupted(after.reserve(&kept).unwrap()));
         if round % 4 == 0 {
             drop(interrupted(store.reserve(&kept).unwrap()));
         }
