@@ -9,7 +9,7 @@ RUNS ?= 100000000
 # The history to simulate, its operations, and how many histories `sim-many` runs.
 SEED ?= 0
 OPS ?= 2000
-SEEDS ?= 2000
+SEEDS ?= 2100
 # Histories of real threads to record and check.
 HISTORIES ?= 100000
 # Schedules to run the whole store under.

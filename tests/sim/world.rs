@@ -266,7 +266,7 @@ struct KeyModel {
     /// What the last opening may have found.
     bases: Vec<State>,
     log: Vec<Written>,
-    /// Answers that are over, and come back if a restart finds the clock set back.
+    /// Answers that are over, and come back if a restart finds the clock set back and nothing newer of the key is left.
     over: Vec<State>,
     /// Erased, and not asked for since.
     is_erased: bool,
@@ -317,13 +317,18 @@ impl KeyModel {
             Some(at) => self.log[at..].iter().map(|written| written.state.clone()).collect(),
             None => {
                 let maybe = self.log.iter().map(|written| written.state.clone());
-                self.bases.iter().chain(&self.over).cloned().chain(maybe).collect::<Vec<_>>()
+                self.bases.iter().cloned().chain(maybe).collect::<Vec<_>>()
             }
         };
-        self.over.clear();
         found = found.into_iter().map(State::without_owner).collect();
-        if found.iter().any(|state| matches!(state, State::Completed(_)) && state.at(latest_ms) == State::Vacant) {
+        let is_over = |state: &&State| matches!(state, State::Completed(_)) && state.at(latest_ms) == State::Vacant;
+        let over = self.bases.iter().chain(self.log.iter().map(|written| &written.state)).filter(is_over);
+        self.over.extend(over.filter(|state| !self.over.contains(state)).cloned().collect::<Vec<_>>());
+        if found.iter().any(|state| is_over(&state)) {
             found.push(State::Vacant);
+        }
+        if found.contains(&State::Vacant) {
+            found.extend(self.over.iter().cloned());
         }
         found.dedup();
         self.states = found.clone();
