@@ -194,8 +194,10 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     // In salvage the segments that the newest fences are from may be lost.
     let given_out = found.iter().map(|segment| segment.number.max(segment.scan.newest_fence / segment_len));
     let upto = given_out.max().unwrap_or(0).max(listed.map_or(0, |listed| listed.upto));
-    let newest_kept = found.iter().rfind(|segment| !segment.scan.is_blank()).map_or(0, |segment| segment.number);
-    let upto = if planted!(NumbersReused) { newest_kept } else { upto };
+    let upto = match planted!(NumbersReused) {
+        true => found.iter().rfind(|segment| !segment.scan.is_blank()).map_or(0, |segment| segment.number),
+        false => upto,
+    };
     let blank = found.iter().rfind(|segment| segment.is_spare()).map(|segment| segment.number);
     let (blanks, kept): (Vec<_>, Vec<_>) =
         found.into_iter().zip(repairs).partition(|(segment, _)| segment.scan.is_blank());

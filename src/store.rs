@@ -473,9 +473,8 @@ impl Engine {
             Probe::Absent => {
                 if planted!(LockDropped) {
                     drop(shard);
-                    let now_ms = self.clock.now_ms();
+                    self.clock.now_ms();
                     shard = self.lock(hash);
-                    return self.claim_vacant(&mut shard, terms, request, tag, now_ms);
                 }
                 return self.claim_vacant(&mut shard, terms, request, tag, now_ms);
             }

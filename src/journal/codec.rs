@@ -258,7 +258,7 @@ pub(crate) fn header_says(binding: Binding, offset: u64, header: &[u8; HEADER]) 
         return None;
     }
     let key_len = usize::from(u16::from_le_bytes([header[2], header[3]]));
-    let len = (HEADER + key_len + field(header, 4) as usize).next_multiple_of(8) as u64;
+    let len = record_len(key_len, field(header, 4) as usize)?;
     let is_bare = !matches!(kind, Kind::Mark | Kind::Seal) || len == HEADER as u64;
     is_bare.then_some((kind, len))
 }

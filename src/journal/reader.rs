@@ -147,11 +147,8 @@ impl Scan {
 
 /// Whether anything but a header and a mark stands below the first record.
 pub(crate) fn head_is_dirty(bytes: &[u8], binding: Binding) -> bool {
-    let is_mark = |word: usize| {
-        HEAD_MARKS.iter().any(|at| {
-            (*at as usize..*at as usize + HEADER).contains(&word) && RecordRef::check(binding, bytes, *at).is_ok()
-        })
-    };
+    let whole = HEAD_MARKS.map(|at| RecordRef::check(binding, bytes, at).is_ok().then_some(at as usize));
+    let is_mark = |byte| whole.iter().flatten().any(|at| (*at..at + HEADER).contains(&byte));
     (SEGMENT_HEADER..SEGMENT_HEAD as usize).any(|at| bytes[at] != 0 && !is_mark(at))
 }
 
