@@ -116,7 +116,7 @@ impl Engine {
         Ok(left)
     }
 
-    /// Up to `most` steps of one shard's wheel: how many there were, and whether nothing more is due.
+    /// Up to `most` steps of one shard's wheel: how many there were, and whether nothing more can end now.
     fn expire_batch(&self, at: usize, most: usize, done: &mut Maintained) -> Result<(usize, bool)> {
         let now_ms = self.clock.now_ms();
         let mut shard = Locked::new(self.shards.get(at));
@@ -124,16 +124,20 @@ impl Engine {
             match shard.wheel.step(now_ms) {
                 Step::Idle => return Ok((steps, true)),
                 Step::Moved => {}
-                Step::Fired(due) => self.fire(&mut shard, &due, now_ms, done)?,
+                Step::Fired(due) => {
+                    if !self.fire(&mut shard, &due, now_ms, done)? {
+                        return Ok((steps, true));
+                    }
+                }
             }
         }
         Ok((most, false))
     }
 
-    /// Ends what a timer was set for.
-    fn fire(&self, shard: &mut Locked<'_>, due: &Due, now_ms: u64, done: &mut Maintained) -> Result<()> {
+    /// Ends what a timer was set for. False if it is too early, and the timer is the next to fire again.
+    fn fire(&self, shard: &mut Locked<'_>, due: &Due, now_ms: u64, done: &mut Maintained) -> Result<bool> {
         let tag = due.item;
-        let Some(at) = shard.find_timer(tag, due.id) else { return Ok(()) };
+        let Some(at) = shard.find_timer(tag, due.id) else { return Ok(true) };
         shard.table.slot_mut(at).timer = TimerId::NONE.raw();
         let word = shard.table.slot(at).word();
         let state = State { phase: word.phase(), fence: 0, deadline_ms: due.deadline_ms };
@@ -149,8 +153,9 @@ impl Engine {
                     let fence = self.journal.record(&map, word.lsn())?.fence();
                     done.interrupted += u64::from(self.lapse(shard, at, tag, fence, now_ms));
                 } else {
-                    // Its owner is just writing it; the next tick will see.
-                    shard.advance(at, tag, word, now_ms + 1);
+                    // Its owner is just writing it. The lease ends when it was to end, whoever sees that first.
+                    shard.advance(at, tag, word, due.deadline_ms);
+                    return Ok(false);
                 }
             }
             // The clock was set back: the wheel turns on when the time is again what it was.
@@ -165,7 +170,7 @@ impl Engine {
             | Transition::Mismatch
             | Transition::Fenced => {}
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Ends a lease that ran out, unless its owner lives and wants it renewed; whether it ended.

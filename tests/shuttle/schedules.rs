@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 #[derive(Parser)]
 struct Args {
@@ -79,7 +80,10 @@ pub fn main() -> ExitCode {
         let play = {
             let (script, shown) = (Arc::clone(&script), Arc::clone(&shown));
             move || {
-                close_while_others_wait(stage);
+                match number / STAGES.len() % 2 {
+                    0 => close_while_others_wait(stage),
+                    _ => expire_while_it_is_written(stage),
+                }
                 let one = play(stage, &script);
                 shown.lock().expect(WHOLE).push(one);
             }
@@ -131,6 +135,27 @@ fn close_while_others_wait(stage: Stage) {
         assert_eq!(waiter.join().expect("a waiter panicked"), Err(ErrorKind::Closed));
     }
     drop(owner);
+}
+
+/// A lease that runs out while its record is written ends when it was to end, though upkeep comes by before it can end it.
+/// Found by a script: the key was in flight a millisecond longer.
+fn expire_while_it_is_written(stage: Stage) {
+    let world = Arc::new(make(stage));
+    let store = world.ground().store.expect("a new world has a store");
+    let request = Request::new("a").lease(Duration::from_millis(1));
+    let owner = {
+        let (store, request) = (store.clone(), request.clone());
+        shuttle::thread::spawn(move || (store.reserve(&request), threads::last_reading()))
+    };
+    world.clock.advance(1);
+    store.maintain(64).expect("nothing failed");
+    let (owner, reserved_ms) = owner.join().expect("the owner panicked");
+    assert!(matches!(owner, Ok(Outcome::Reserved(_))), "nobody was before: {owner:?}");
+    let next = store.reserve(&request);
+    match world.clock.look() > reserved_ms {
+        true => assert!(matches!(next, Ok(Outcome::Interrupted(_))), "the lease is over: {next:?}"),
+        false => assert!(matches!(next, Ok(Outcome::InFlight(_))), "the lease has just begun: {next:?}"),
+    }
 }
 
 /// Plays a script once, in the threads of shuttle.
