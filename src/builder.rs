@@ -141,9 +141,10 @@ impl Builder {
         self
     }
 
-    /// How many bytes all segments take at most, at least eight segments of the store; no limit by default.
+    /// How many bytes all segments take at most, at least sixteen segments of the store; no limit by default.
     ///
-    /// New reservations are refused two segments before that, which leaves room for the answers of operations under way.
+    /// New reservations are refused three segments before that, which leaves room for the answers of operations under way and
+    /// for upkeep. Up to ten are in use though they hold little: answers of like lifetimes go to one.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = Some(bytes);
         self

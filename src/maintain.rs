@@ -336,11 +336,12 @@ impl Engine {
         if should_merge { small.first().map(|segment| Arc::clone(segment)) } else { None }
     }
 
-    /// Whether segments take more than twice what lives in them, and one segment.
+    /// Whether segments take more than twice what lives in them, and one segment where there is room for that.
     fn is_wasteful(&self, segments: &[Arc<Segment>]) -> bool {
         let used: u64 = segments.iter().map(|segment| segment.published()).sum();
         let live: u64 = segments.iter().map(|segment| segment.live_bytes()).sum();
-        used > 2 * live + self.journal.segment_len()
+        let allowance = if self.journal.has_room() { self.journal.segment_len() } else { 0 };
+        used > 2 * live + allowance
     }
 
     /// Moves live records of a segment to the ends of their streams; whether it is empty now.

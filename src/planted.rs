@@ -56,6 +56,8 @@ mod active {
         LeaderNotWoken,
         /// A record counts as written while those before it are not.
         HoleAcknowledged,
+        /// A key that is gone still counts under `max_keys`.
+        KeyNotUncounted,
         /// A record is published, and then its bytes are copied.
         PublishedBeforeWritten,
         /// Checksums start from the store's id alone, the same in each segment.

@@ -42,7 +42,7 @@ use crate::journal::list::{LIST_NAME, Listed, MISSING, SegmentList, Standing};
 use crate::journal::media::{Blob, Storage};
 use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan};
 use crate::journal::segment::Segment;
-use crate::journal::{Journal, Options, Stream, numbers_end, segment_name, segment_number};
+use crate::journal::{Journal, LEAST_SEGMENTS, Options, Stream, numbers_end, segment_name, segment_number};
 use crate::key::Key;
 use crate::shard::Shard;
 use crate::state::{self, Event, Phase, Recovered, State, Transition};
@@ -292,9 +292,10 @@ fn identify(storage: &dyn Storage, names: &[String], plan: &Plan<'_>, report: &m
         return invalid(format!("the store was made with segments of {len} bytes, not {}", plan.segment_len));
     }
     match plan.max_bytes {
-        Some(max_bytes) if max_bytes / 8 < len => {
-            invalid(format!("max_bytes = {max_bytes} is less than eight segments of {len}"))
-        }
+        Some(max_bytes) if max_bytes / LEAST_SEGMENTS < len => invalid(format!(
+            "max_bytes = {max_bytes} is less than {LEAST_SEGMENTS} segments of {len}; allow more, or choose a smaller segment_size for a \
+             new store"
+        )),
         Some(_) | None => Ok(identity),
     }
 }

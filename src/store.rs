@@ -648,7 +648,9 @@ impl Engine {
         let lsn = shard.table.slot(at).word().lsn();
         shard.remove(at);
         self.sub_live(lsn);
-        self.uncount_keys(1);
+        if !planted!(KeyNotUncounted) {
+            self.uncount_keys(1);
+        }
     }
 
     pub(crate) fn sub_live(&self, lsn: u64) {

@@ -82,6 +82,8 @@ const HELD_BACK: usize = 1;
 const MOST_SPARES: usize = 4;
 /// Segments below `max_bytes` that no reservation is granted for, so that operations under way can store their answers.
 const ROOM_FOR_ANSWERS: usize = 2;
+/// The least that `max_bytes` may allow, in segments: one in use a stream and those held back, and three for what is full.
+pub(crate) const LEAST_SEGMENTS: u64 = (STREAMS + HELD_BACK + ROOM_FOR_ANSWERS + 3) as u64;
 
 /// Who needs a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -56,6 +56,7 @@ pub(crate) struct Segment {
     stripes: Box<[Arc<Stripe>]>,
     tail: CachePadded<AtomicU64>,
     published: CachePadded<Watermark>,
+    accounted: AtomicU64,
     /// Bytes of the records that the table points to.
     live_bytes: CachePadded<AtomicU64>,
     end: AtomicU64,
@@ -113,6 +114,7 @@ impl Segment {
     ) -> io::Result<Self> {
         let region = blob.map()?;
         let len = blob.len();
+        let accounted = if end.is_some() { kept_bytes(&*blob) } else { len };
         let stripes = (0..STRIPES)
             .map(|_| Arc::new(Stripe { region: Arc::clone(&region), _storage: Arc::clone(&storage) }))
             .collect();
@@ -126,6 +128,7 @@ impl Segment {
             stripes,
             tail: CachePadded::new(AtomicU64::new(if end.is_some() { FILL } else { published })),
             published: CachePadded::new(Watermark::new(published)),
+            accounted: AtomicU64::new(accounted),
             live_bytes: CachePadded::default(),
             end: AtomicU64::new(end.unwrap_or(UNSET)),
             sealed: AtomicBool::new(end.is_some()),
@@ -203,9 +206,10 @@ impl Segment {
         self.moved.store(true, Ordering::Release);
     }
 
-    /// Bytes that it counts for under `max_bytes`: a sealed one has given the rest of its blocks back.
+    /// Bytes that it counts for under `max_bytes`: once sealed, what it did not give back.
     pub(crate) fn accounted_bytes(&self) -> u64 {
-        if self.is_sealed() { self.published().next_multiple_of(SEGMENT_HEAD) } else { self.len }
+        // Relaxed: a count, which orders nothing.
+        self.accounted.load(Ordering::Relaxed)
     }
 
     /// Says which stream it belongs to, once.
@@ -366,8 +370,9 @@ impl Segment {
         let sealed_end = end + HEADER as u64;
         self.commit.wait(sealed_end, poison, || self.published(), || self.blob.sync())?;
         self.sealed.store(true, Ordering::Release);
-        // The tail is empty; whether its blocks come back decides nothing.
+        // The tail is empty; whether its blocks come back decides nothing but what the segment counts for.
         self.blob.punch(sealed_end, self.len).ok();
+        self.accounted.store(kept_bytes(&*self.blob), Ordering::Relaxed);
         Ok(())
     }
 
@@ -460,6 +465,12 @@ impl Segment {
     pub(crate) fn live_bytes(&self) -> u64 {
         self.live_bytes.load(Ordering::Relaxed)
     }
+}
+
+/// Bytes of the disk that a sealed segment takes: not every file system gives the blocks of a hole back, and a process may have
+/// died before it asked.
+fn kept_bytes(blob: &dyn Blob) -> u64 {
+    blob.allocated().map_or(blob.len(), |bytes| bytes.min(blob.len()))
 }
 
 #[cfg(test)]

@@ -215,7 +215,7 @@ fn settings_out_of_range_are_refused() {
         builder().max_key_len(32 * 1024 + 1),
         builder().max_key_len(usize::MAX),
         builder().max_keys(0),
-        builder().max_bytes(8 * SEGMENT - 1),
+        builder().max_bytes(16 * SEGMENT - 1),
         builder().max_record_len(SEGMENT as usize),
         builder().max_record_len(usize::MAX),
     ];
@@ -237,7 +237,7 @@ fn settings_that_are_refused_leave_no_directory_behind() {
 
 #[test]
 fn max_bytes_is_held_against_the_stores_own_segments() {
-    for (segment_len, max_bytes, fits) in [(SEGMENT, 8 * SEGMENT, true), (1 << 20, 8 * SEGMENT, false)] {
+    for (segment_len, max_bytes, fits) in [(SEGMENT, 16 * SEGMENT, true), (1 << 20, 16 * SEGMENT, false)] {
         let dir = tempfile::tempdir().unwrap();
         drop(Store::builder().segment_size(segment_len).open(dir.path()).unwrap());
         let before = snapshot(dir.path());
@@ -313,7 +313,7 @@ fn max_keys_counts_what_was_recovered() {
 #[test]
 fn a_journal_at_max_bytes_lets_owners_finish_and_is_usable_again_after_expiry() {
     let (clock, builder) = manual();
-    let store = builder.max_bytes(8 * SEGMENT).retention(Retention::For(HOUR)).lease(MAX_LEASE).in_memory().unwrap();
+    let store = builder.max_bytes(16 * SEGMENT).retention(Retention::For(HOUR)).lease(MAX_LEASE).in_memory().unwrap();
     let mut owners = Vec::new();
     let mut refused = 0;
     let mut answers = 0;
@@ -336,7 +336,7 @@ fn a_journal_at_max_bytes_lets_owners_finish_and_is_usable_again_after_expiry() 
         }
     }
     assert_eq!(refused, 3, "the limit was never reached");
-    assert!(store.stats().journal_bytes <= 8 * SEGMENT);
+    assert!(store.stats().journal_bytes <= 16 * SEGMENT);
     for owner in owners.drain(..) {
         owner.complete([7; 500]).unwrap();
         answers += 1;
@@ -350,10 +350,38 @@ fn a_journal_at_max_bytes_lets_owners_finish_and_is_usable_again_after_expiry() 
     }
 }
 
+/// A defect once: a segment in use for each lifetime was all that a small limit allowed, for good.
+#[test]
+fn answers_of_all_lifetimes_have_room_under_the_least_max_bytes_and_what_fills_it_can_be_erased() {
+    let (_, builder) = manual();
+    let store = builder.max_bytes(16 * SEGMENT).lease(MAX_LEASE).in_memory().unwrap();
+    let lifetimes = (0..12).map(|power| Retention::For(SECOND * 10_u32.pow(power.min(9))));
+    for round in 0..3 {
+        let mut refused = 0;
+        for (key, retention) in lifetimes.clone().cycle().enumerate() {
+            let name = key.to_string();
+            match store.reserve(&request(&name, 1).scope("all").retention(retention)) {
+                Ok(outcome) => drop(reserved(outcome).complete([7; 3000]).unwrap()),
+                Err(error) if refused < 3 => {
+                    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+                    refused += 1;
+                    while store.maintain(1 << 20).unwrap().has_more {}
+                }
+                Err(_) => {
+                    assert!(key > 50, "no room for answer {key} of round {round}");
+                    break;
+                }
+            }
+        }
+        store.erase_scope("all").unwrap();
+        while store.maintain(1 << 20).unwrap().has_more {}
+    }
+}
+
 #[test]
 fn a_journal_at_max_bytes_with_interrupted_keys_in_it_comes_back_after_expiry() {
     let (clock, builder) = manual();
-    let store = builder.max_bytes(8 * SEGMENT).retention(Retention::For(HOUR)).in_memory().unwrap();
+    let store = builder.max_bytes(16 * SEGMENT).retention(Retention::For(HOUR)).in_memory().unwrap();
     for key in 0..40 {
         drop(reserved(store.reserve(&request(&format!("interrupted {key}"), 1)).unwrap()));
     }
@@ -429,7 +457,7 @@ fn a_full_disk_gives_its_space_back_by_expiry_alone() {
     let (clock, builder) = manual();
     let disk = SimDisk::new();
     let store = builder.retention(Retention::For(HOUR)).open_simulated(&disk).unwrap();
-    disk.set_capacity(Some(8 * SEGMENT));
+    disk.set_capacity(Some(16 * SEGMENT));
     for key in 0..40 {
         drop(reserved(store.reserve(&request(&format!("interrupted {key}"), 1)).unwrap()));
     }

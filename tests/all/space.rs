@@ -373,7 +373,7 @@ fn a_budget_bounds_how_much_is_moved_at_a_time() {
 fn restarts_do_not_use_max_bytes_up() {
     let dir = tempfile::tempdir().unwrap();
     let (clock, builder) = manual();
-    let builder = builder.max_bytes(8 * SEGMENT);
+    let builder = builder.max_bytes(16 * SEGMENT);
     for restart in 0..100 {
         let store = builder.clone().open(dir.path()).unwrap();
         // A little that stays, a little that goes, and an owner that vanishes and is seen to.

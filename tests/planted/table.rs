@@ -20,7 +20,7 @@ pub fn catcher(bug: Bug) -> Rig {
         | SealedBeforeSync | FileBeforeList | ListNotSynced | ListCopiedBeforeSync | HeaderNotVoided
         | CopyNotCounted | PromiseForgotten | ReleaseDroppedEarly | AnswerDroppedEarly | ErasureNotSynced
         | ReleaseNotErased | HashTrusted | FenceUnchecked | ExpiredReturned | ExpiresLate | DeadlineWraps
-        | PointsNotNumbered | ReleaseKeepsKey | WaiterNotWoken | CloseWakesNobody => Rig::Sim,
+        | PointsNotNumbered | KeyNotUncounted | ReleaseKeepsKey | WaiterNotWoken | CloseWakesNobody => Rig::Sim,
         PublishedBeforeWritten | LockDropped | LeaderNotWoken => Rig::Linear,
         HoleAcknowledged => Rig::Kills,
         KeyErasedTwice => Rig::Tests("erasure::an_answer_stored"),

@@ -32,8 +32,21 @@ const HELD_RECORDS: usize = 8;
 /// The last but one ends later than time does.
 const KEPT_MS: [Option<u64>; 7] =
     [Some(60_000), Some(5), Some(500), Some(9_000), Some(3_600_000), Some(u64::MAX), None];
+/// Limits that restarts choose from, keys and segments; none most of the time.
+const LIMITS: [(Option<u64>, Option<u64>); 8] = [
+    (None, None),
+    (None, None),
+    (None, None),
+    (Some(3), None),
+    (Some(9), None),
+    (None, Some(LEAST_SEGMENTS)),
+    (None, Some(30)),
+    (Some(12), Some(20)),
+];
 /// One in use a stream, spares, and what a restart sealed before it was full.
 const MOST_SEGMENTS: u64 = 40;
+/// What `max_bytes` has to allow at least, in segments.
+const LEAST_SEGMENTS: u64 = 16;
 
 /// One step of a run.
 #[derive(Clone, Copy, Debug)]
@@ -399,6 +412,10 @@ pub struct World {
     is_armed: bool,
     /// The disk may be full.
     is_tight: bool,
+    max_keys: Option<u64>,
+    max_bytes: Option<u64>,
+    /// What the store had before it was held to its limit, as far as it is not yet below that.
+    found_bytes: u64,
     pub tally: Tally,
 }
 
@@ -440,6 +457,10 @@ fn leaves_a_trace(disk: &SimDisk, key: u8) -> bool {
     disk.files().iter().any(|(file, _)| disk.contents(file).is_some_and(is_in))
 }
 
+fn segment_bytes(disk: &SimDisk) -> u64 {
+    disk.files().iter().filter(|(name, _)| name.ends_with(".seg")).map(|(_, len)| len).sum()
+}
+
 impl World {
     /// A new store; `collide` gives all keys the same hash.
     pub fn new(collide: bool) -> World {
@@ -458,6 +479,9 @@ impl World {
             serial: 0,
             is_armed: false,
             is_tight: false,
+            max_keys: None,
+            max_bytes: None,
+            found_bytes: 0,
             tally: Tally::default(),
         };
         world.store = Some(world.open().expect("a new store opens"));
@@ -562,6 +586,7 @@ impl World {
         for (record, bytes) in &self.records {
             assert_eq!(record.bytes(), bytes, "the bytes of a record changed while it was held");
         }
+        self.check_limit();
     }
 
     pub fn store(&self) -> &Store {
@@ -578,6 +603,7 @@ impl World {
         let is_explained = match error.kind() {
             ErrorKind::Io | ErrorKind::Poisoned => self.is_armed,
             ErrorKind::StorageFull => self.is_tight,
+            ErrorKind::Full => self.max_bytes.is_some(),
             _ => false,
         };
         assert!(is_explained, "no disk failed, and yet: {error:?}");
@@ -593,9 +619,17 @@ impl World {
     }
 
     fn open(&self) -> Result<Store, Error> {
-        self.builder().open_simulated(&self.disk)
+        let mut builder = self.builder();
+        if let Some(keys) = self.max_keys {
+            builder = builder.max_keys(keys);
+        }
+        if let Some(bytes) = self.max_bytes {
+            builder = builder.max_bytes(bytes);
+        }
+        builder.open_simulated(&self.disk)
     }
 
+    /// A store without limits.
     fn builder(&self) -> Builder {
         let mut builder = Store::builder()
             .clock(Arc::clone(&self.clock))
@@ -623,7 +657,12 @@ impl World {
             .durability(durability)
             .auto_renew(auto_renew);
         let was_poisoned = self.is_poisoned();
-        let outcome = self.store().reserve(&request);
+        let mut outcome = self.store().reserve(&request);
+        if outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Full) && self.make_room() {
+            outcome = self.store().reserve(&request);
+            let is_full = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Full);
+            assert!(!is_full, "there is room after upkeep, and yet: {outcome:?}");
+        }
         let is_poisoned = self.is_poisoned();
         let now_ms = self.now_ms;
         let model = &mut self.keys[usize::from(key)];
@@ -634,6 +673,8 @@ impl World {
                 model.narrow(now_ms, "the key was free", |state| *state == State::Vacant);
                 assert_eq!((reservation.attempt(), reservation.last_recovery_point()), (1, None));
                 self.claimed(reservation, key, asked, lease_ms, kept_ms, synced, auto_renew);
+                let held = self.store().stats().keys;
+                assert!(self.max_keys.is_none_or(|most| held <= most), "{held} keys, and at most {:?}", self.max_keys);
             }
             Ok(Outcome::Interrupted(reservation)) => {
                 assert!(!was_poisoned, "a poisoned store reserved");
@@ -685,7 +726,15 @@ impl World {
                         model.may_have_written(State::Interrupted { claim });
                     }
                 }
-                self.expect_failure(&error);
+                let held = self.store().stats().keys;
+                if error.kind() == ErrorKind::Full && self.max_keys.is_some_and(|most| held >= most) {
+                    // One that is taken over needs no other place.
+                    let is_sure = self.max_bytes.is_none();
+                    let model = &mut self.keys[usize::from(key)];
+                    model.narrow(now_ms, "no place for a key", |state| !is_sure || *state == State::Vacant);
+                } else {
+                    self.expect_failure(&error);
+                }
             }
         }
     }
@@ -832,7 +881,7 @@ impl World {
                     model.states.push(State::Reserved { claim, lease_until_ms, auto_renew: guard.auto_renew });
                 }
             }
-            ErrorKind::StorageFull => {
+            ErrorKind::StorageFull | ErrorKind::Full => {
                 self.expect_failure(error);
                 let model = &mut self.keys[usize::from(guard.key)];
                 model.narrow(now_ms, "a verdict without room", |state| state.is_owned_by(fence));
@@ -1001,18 +1050,44 @@ impl World {
         self.check_space(budget);
     }
 
+    /// Whether upkeep has to find room for another reservation, once it ran.
+    fn make_room(&mut self) -> bool {
+        let has_place = self.max_keys.is_none_or(|most| self.store().stats().keys < most);
+        let Some(limit) = self.max_bytes.filter(|_| has_place && !self.is_armed && !self.is_tight) else {
+            return false;
+        };
+        // Handles keep segments.
+        self.records.clear();
+        self.maintain(usize::MAX);
+        limit >= LEAST_SEGMENTS * SEGMENT_LEN + 2 * self.live_bytes()
+    }
+
+    fn live_bytes(&self) -> u64 {
+        let answers = self.keys.iter().flat_map(|model| &model.states).map(|state| match state {
+            State::Completed(answer) => answer.bytes.len() as u64,
+            State::Vacant | State::Reserved { .. } | State::Interrupted { .. } => 0,
+        });
+        answers.sum()
+    }
+
     /// Upkeep that ran to its end leaves a bounded number of segments, however many there were.
     fn check_space(&self, budget: usize) {
         if self.is_armed || self.is_tight || budget < usize::MAX {
             return;
         }
-        let answers = self.keys.iter().flat_map(|model| &model.states).map(|state| match state {
-            State::Completed(answer) => answer.bytes.len() as u64,
-            State::Vacant | State::Reserved { .. } | State::Interrupted { .. } => 0,
-        });
-        let (live, used) = (answers.sum::<u64>(), self.disk.files().iter().map(|(_, len)| len).sum::<u64>());
+        let (live, used) = (self.live_bytes(), self.disk.files().iter().map(|(_, len)| len).sum::<u64>());
         let bound = 2 * live + MOST_SEGMENTS * SEGMENT_LEN;
         assert!(used <= bound, "{used} bytes on disk for {live} of answers");
+    }
+
+    fn check_limit(&mut self) {
+        // A segment whose renaming failed has two names, and counts once.
+        if self.is_armed {
+            return;
+        }
+        let (used, limit) = (segment_bytes(&self.disk), self.max_bytes.unwrap_or(u64::MAX));
+        assert!(used <= limit.max(self.found_bytes), "{used} bytes of {limit}, and {} were found", self.found_bytes);
+        self.found_bytes = self.found_bytes.min(used);
     }
 
     fn check_count(&self) {
@@ -1073,6 +1148,9 @@ impl World {
         }
         self.disk = image;
         self.is_armed = false;
+        let (max_keys, max_segments) = LIMITS[(seed / 32 % 8) as usize];
+        self.max_keys = max_keys;
+        self.max_bytes = max_segments.map(|segments| segments * SEGMENT_LEN);
         if seed % 8 == 5 {
             let by_ms = [5, 1_000, 100_000, 3_600_000][(seed / 8 % 4) as usize];
             self.clock.set(self.clock.now_ms() - by_ms);
@@ -1112,6 +1190,7 @@ impl World {
         }
         assert!(report.lost.is_empty(), "no crash loses what was durable: {report:?}");
         assert_eq!(report.completed + report.interrupted, store.stats().keys);
+        self.found_bytes = segment_bytes(&self.disk);
         self.store = Some(store);
         self.check_count();
         let erased = (0..KEYS).find(|key| self.keys[usize::from(*key)].is_erased);
