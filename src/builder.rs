@@ -150,7 +150,8 @@ impl Builder {
         self
     }
 
-    /// Bytes of scope, operation and key together, at most; 512 by default, 1 to 32,768.
+    /// Bytes of scope, operation and key together that can be reserved, at most; 512 by default, 1 to 32,768. Longer keys that
+    /// the store has can still be looked up and erased.
     pub fn max_key_len(mut self, len: usize) -> Self {
         self.max_key_len = len;
         self

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A source of milliseconds since the Unix epoch that never goes back while the process runs.
 ///
-/// The store reads it once an operation. Deadlines are persisted as what it returns.
+/// The store reads it once an operation. Deadlines are persisted as what it returns. It must not panic: upkeep's threads end
+/// with a panic, and [`maintain`](crate::Store::maintain) is then left to you.
 pub trait Clock: Send + Sync + 'static {
     /// Milliseconds since 1970-01-01T00:00:00Z.
     fn now_ms(&self) -> u64;

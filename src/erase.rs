@@ -40,7 +40,7 @@ const NOTE: u64 = (2 * HEADER + 16 * TARGETS) as u64;
 impl Engine {
     pub(crate) fn erase_key(&self, request: &Request<'_>) -> Result<Erasure> {
         self.admit()?;
-        self.check_key(&request.key)?;
+        Engine::check_key(&request.key)?;
         self.erase(&|key| *key == request.key, Some(&request.key))
     }
 
@@ -234,22 +234,23 @@ impl Engine {
     /// Overwrites what is noted and not held any more, durably.
     pub(crate) fn overwrite_unfinished(&self, space: &mut Space) -> Result<()> {
         let map = self.journal.segments();
-        let poisoned = |doing: &'static str, lsn: u64| {
-            move |source: std::io::Error| {
+        // What is noted is overwritten at the next opening.
+        let poison = |doing, result: std::io::Result<()>| {
+            result.or_else(|source| {
                 self.journal.poison.set(doing, &source);
-                Error::io(doing, &self.journal.path_of(lsn), source)
-            }
+                self.journal.poison.check()
+            })
         };
         let (held, free): (BTreeSet<Target>, BTreeSet<Target>) = space.unfinished.iter().copied().partition(|target| {
             map.get(self.journal.number_of(target.lsn)).is_some_and(|segment| segment.is_pinned(target.lsn))
         });
         for target in &free {
             let segment = self.journal.segment(&map, target.lsn)?;
-            segment.scrub(target.lsn, target.len).map_err(poisoned("overwrite a record", target.lsn))?;
+            poison("overwrite a record", segment.scrub(target.lsn, target.len))?;
         }
         let changed: BTreeSet<u64> = free.iter().map(|target| self.journal.number_of(target.lsn)).collect();
         for segment in changed.iter().filter_map(|number| map.get(*number)).filter(|_| !planted!(ErasureNotSynced)) {
-            segment.blob().sync().map_err(poisoned("sync an erasure", segment.base()))?;
+            poison("sync an erasure", segment.blob().sync())?;
         }
         space.unfinished = held;
         Ok(())

@@ -19,7 +19,8 @@ pub enum Retention {
 pub enum Durability {
     /// The death of the process: `kill -9`, a panic, the out-of-memory killer.
     Buffered,
-    /// A power cut too: the call returns after an `fdatasync` that covers it, shared by all who wait.
+    /// A power cut too: the call returns after an `fdatasync` that covers it, shared by all who wait. So does a call that is
+    /// given the answer of a `Buffered` one.
     Synced,
 }
 

@@ -20,6 +20,8 @@ pub struct Pending {
     hash: u64,
     fence: u64,
     lease_left: Option<Duration>,
+    /// Whether the answer has to be durable when it is given.
+    sync: bool,
 }
 
 /// How a wait for another caller's operation ended.
@@ -35,8 +37,8 @@ pub enum Wait {
 }
 
 impl Pending {
-    pub(crate) fn new(engine: Arc<Engine>, hash: u64, fence: u64, lease_left: Option<Duration>) -> Self {
-        Pending { engine, hash, fence, lease_left }
+    pub(crate) fn new(engine: Arc<Engine>, hash: u64, fence: u64, lease_left: Option<Duration>, sync: bool) -> Self {
+        Pending { engine, hash, fence, lease_left, sync }
     }
 
     /// Number of the reservation that is waited for.
@@ -53,7 +55,8 @@ impl Pending {
     ///
     /// # Errors
     ///
-    /// `Closed`, `Forked`, and `Corrupt` if another program changed the files.
+    /// `Closed`, `Forked`, and `Corrupt` if another program changed the files. `Poisoned` if the request was `Synced` and
+    /// the answer can't be made durable any more.
     pub fn wait(self, timeout: Duration) -> Result<Wait> {
         let until = deadline(timeout);
         let bell = Arc::new(Bell::default());
@@ -74,7 +77,8 @@ impl Pending {
         }
     }
 
-    /// Waits until the operation ends, without blocking and with any executor.
+    /// Waits until the operation ends, without blocking and with any executor. (For a sync it blocks: where a `Synced`
+    /// request waited for the answer of a `Buffered` one.)
     ///
     /// It has no time limit; wrap it in the runtime's own. That a lease ran out is noticed by the store's upkeep (its
     /// threads, or [`maintain`](crate::Store::maintain)) or by the next caller for the key. The threads end with the last
@@ -107,7 +111,7 @@ impl<'p> Waiter<'p> {
 
     /// How the operation stands. While it runs, its end wakes the waker.
     fn look(&mut self, waker: &Waker) -> Result<Look> {
-        let &Pending { ref engine, hash, fence, .. } = self.pending;
+        let &Pending { ref engine, hash, fence, sync, .. } = self.pending;
         let tag = tag_of(hash);
         // All code of the user comes before the lock.
         let (now_ms, waker) = (engine.clock.now_ms(), waker.clone());
@@ -125,9 +129,13 @@ impl<'p> Waiter<'p> {
         let word = slot.word();
         match word.phase() {
             Phase::Completed => {
-                let record = engine.record_of(&map, word.lsn(), &record)?;
+                let answer = engine.record_of(&map, word.lsn(), &record)?;
                 shard.counts.replayed += 1;
-                Ok(Look::Over(Wait::Replay(record)))
+                drop(shard);
+                if sync {
+                    engine.journal.make_durable(&map, word.lsn(), record.len())?;
+                }
+                Ok(Look::Over(Wait::Replay(answer)))
             }
             Phase::Reserved | Phase::Completing => {
                 let deadline_ms = shard.state(slot, fence, u64::MAX).deadline_ms;

@@ -150,25 +150,26 @@ impl Reservation {
         }
     }
 
-    /// Starts the lease anew, with the length that the reservation was made with.
+    /// Starts the lease anew, with the length that it was last given.
     ///
     /// # Errors
     ///
     /// `Fenced` if the key was taken over or erased; `Closed`, `Forked`.
     pub fn renew(&mut self) -> Result<()> {
-        self.renew_lease(self.terms.lease_ms)
+        self.renew_lease()
     }
 
-    /// Starts the lease anew, with another length: 1 ms to [`MAX_LEASE`](crate::MAX_LEASE).
+    /// Starts the lease anew, with another length from here on: 1 ms to [`MAX_LEASE`](crate::MAX_LEASE).
     ///
     /// # Errors
     ///
     /// As [`renew`](Reservation::renew), and `InvalidArgument` for a length out of range.
     pub fn renew_for(&mut self, lease: Duration) -> Result<()> {
-        self.renew_lease(lease_ms(lease)?)
+        self.terms.lease_ms = lease_ms(lease)?;
+        self.renew_lease()
     }
 
-    fn renew_lease(&mut self, lease_ms: u64) -> Result<()> {
+    fn renew_lease(&mut self) -> Result<()> {
         self.engine.admit()?;
         let tag = tag_of(self.hash);
         let engine = &*self.engine;
@@ -180,13 +181,13 @@ impl Reservation {
             return Err(Error::fenced(self.fence));
         };
         let word = shard.table.slot(at).word().with(Phase::Reserved);
-        shard.advance(at, tag, word, now_ms.saturating_add(lease_ms));
+        shard.advance(at, tag, word, now_ms.saturating_add(self.terms.lease_ms));
         Ok(())
     }
 
     /// Notes how far the operation got, for the owner that comes after a crash.
     ///
-    /// Durable like the reservation itself when it returns; the lease starts anew. Each point replaces the one before; an
+    /// Durable like the reservation itself when it returns; the lease starts anew, with the length that it was last given. Each point replaces the one before; an
     /// empty one takes it back.
     ///
     /// # Errors

@@ -157,7 +157,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `InvalidKey`, `Closed`, `Forked`, and `Corrupt` if another program changed the files.
+    /// `InvalidKey`, `Closed`, `Forked`, and `Corrupt` if another program changed the files. `Poisoned` if the request is
+    /// `Synced` and the answer can't be made durable any more.
     pub fn get(&self, request: &Request<'_>) -> Result<Option<Record>> {
         self.engine().answer_of(request)
     }
@@ -415,10 +416,17 @@ impl Engine {
         Ok(())
     }
 
-    pub(crate) fn check_key(&self, key: &Key<'_>) -> Result<()> {
-        if key.key.is_empty() {
-            return Err(Error::new(ErrorKind::InvalidKey, "the key is empty"));
+    /// Whether there may be such a key, also one of a time with another limit.
+    pub(crate) fn check_key(key: &Key<'_>) -> Result<()> {
+        match key.key {
+            [] => Err(Error::new(ErrorKind::InvalidKey, "the key is empty")),
+            [_, ..] => Ok(()),
         }
+    }
+
+    fn terms(&self, request: &Request<'_>) -> Result<Terms> {
+        let key = &request.key;
+        Engine::check_key(key)?;
         if key.len() > self.limits.max_key_len {
             return Err(Error::new(
                 ErrorKind::InvalidKey,
@@ -429,19 +437,17 @@ impl Engine {
                 ),
             ));
         }
-        Ok(())
-    }
-
-    fn terms(&self, request: &Request<'_>) -> Result<Terms> {
-        self.check_key(&request.key)?;
         let lease_ms = match request.lease {
             Some(lease) => lease_ms(lease)?,
             None => self.limits.lease_ms,
         };
         let retention = request.retention.unwrap_or(self.limits.retention);
         check_retention(retention)?;
-        let durability = request.durability.unwrap_or(self.limits.durability);
-        Ok(Terms { lease_ms, retention, sync: durability == Durability::Synced, auto_renew: request.auto_renew })
+        Ok(Terms { lease_ms, retention, sync: self.syncs(request), auto_renew: request.auto_renew })
+    }
+
+    fn syncs(&self, request: &Request<'_>) -> bool {
+        request.durability.unwrap_or(self.limits.durability) == Durability::Synced
     }
 
     pub(crate) fn reserve(self: &Arc<Self>, request: &Request<'_>) -> Result<Outcome> {
@@ -460,7 +466,8 @@ impl Engine {
         }
     }
 
-    /// Finds the key's state, and claims the key if it is free; all under one lock, without I/O.
+    /// Finds the key's state, and claims the key if it is free; all under one lock. Only for an answer that is not yet as
+    /// durable as the request wants there is I/O, after the lock.
     #[inline]
     fn decide<'e>(self: &'e Arc<Self>, request: &Request<'_>, terms: &Terms, hash: u64) -> Result<Decision<'e>> {
         let tag = tag_of(hash);
@@ -490,14 +497,18 @@ impl Engine {
         match state::step(state, Event::Reserve { matches }) {
             Transition::Replay => {
                 shard.counts.replayed += 1;
-                let record = self.record_of(&map, word.lsn(), &record)?;
-                Ok(Decision::Answer(Outcome::Replay(record)))
+                let answer = self.record_of(&map, word.lsn(), &record)?;
+                drop(shard);
+                if terms.sync {
+                    self.journal.make_durable(&map, word.lsn(), record.len())?;
+                }
+                Ok(Decision::Answer(Outcome::Replay(answer)))
             }
             Transition::InFlight => {
                 shard.counts.in_flight += 1;
                 let left = Duration::from_millis(state.deadline_ms.saturating_sub(now_ms));
                 let lease_left = (state.deadline_ms != u64::MAX).then_some(left);
-                let pending = Pending::new(Arc::clone(self), hash, state.fence, lease_left);
+                let pending = Pending::new(Arc::clone(self), hash, state.fence, lease_left, terms.sync);
                 Ok(Decision::Answer(Outcome::InFlight(pending)))
             }
             Transition::Mismatch => {
@@ -699,7 +710,7 @@ impl Engine {
 
     pub(crate) fn answer_of(&self, request: &Request<'_>) -> Result<Option<Record>> {
         self.admit()?;
-        self.check_key(&request.key)?;
+        Engine::check_key(&request.key)?;
         let hash = self.hasher.hash(&request.key);
         let tag = tag_of(hash);
         let now_ms = if planted!(ExpiredReturned) { 0 } else { self.clock.now_ms() };
@@ -709,7 +720,12 @@ impl Engine {
         if word.phase() != Phase::Completed {
             return Ok(None);
         }
-        Ok(Some(self.record_of(&map, word.lsn(), &record)?))
+        let answer = self.record_of(&map, word.lsn(), &record)?;
+        drop(shard);
+        if self.syncs(request) {
+            self.journal.make_durable(&map, word.lsn(), record.len())?;
+        }
+        Ok(Some(answer))
     }
 
     fn verify(&self) -> Result<u64> {

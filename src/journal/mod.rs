@@ -243,6 +243,14 @@ impl Journal {
         map.get(self.number_of(lsn)).ok_or_else(|| self.vanished(lsn))
     }
 
+    /// Returns when a record survives a power cut, whoever wrote it.
+    pub(crate) fn make_durable(&self, map: &SegmentMap, lsn: u64, len: u64) -> Result<()> {
+        if !self.options.persistent {
+            return Ok(());
+        }
+        self.segment(map, lsn)?.make_durable(self.offset_of(lsn) + len, &self.poison)
+    }
+
     /// The file that an LSN lies in.
     pub(crate) fn path_of(&self, lsn: u64) -> std::path::PathBuf {
         self.storage.path(&segment_name(self.number_of(lsn)))

@@ -290,6 +290,7 @@ impl<'w> Caller<'w> {
         let (fence, called) = (held.what.fence(), self.call());
         match held.what.renew_for(if is_short { SHORT } else { LONG }) {
             Ok(()) => {
+                held.has_short_lease = is_short;
                 let lease_end_ms = lease_end(is_short, held.is_renewed);
                 self.tell(held.key, &called, Told::Renewed { fence, lease_end_ms });
             }

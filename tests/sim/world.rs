@@ -306,6 +306,13 @@ impl KeyModel {
         self.states = vec![state];
     }
 
+    /// A caller was given the answer, with the promise that no power cut takes it.
+    fn is_synced(&mut self) {
+        for written in &mut self.log {
+            written.synced |= self.states.contains(&written.state);
+        }
+    }
+
     fn may_have_written(&mut self, state: State) {
         self.log.push(Written { state, synced: false, certain: false });
     }
@@ -363,6 +370,7 @@ struct Guard {
 struct Waiter {
     key: u8,
     fence: u64,
+    synced: bool,
     wait: Pin<Box<dyn Future<Output = Result<Wait, Error>>>>,
     bell: Arc<Bell>,
 }
@@ -378,12 +386,14 @@ impl Wake for Bell {
 }
 
 impl Waiter {
-    fn new(key: u8, pending: Pending) -> Waiter {
+    fn new(key: u8, pending: Pending, synced: bool) -> Waiter {
         let fence = pending.fence();
-        Waiter { key, fence, wait: Box::pin(pending.wait_async()), bell: Arc::default() }
+        Waiter { key, fence, synced, wait: Box::pin(pending.wait_async()), bell: Arc::default() }
     }
 
+    /// With another waker each time, of which the newest has to be called.
     fn look(&mut self) -> Poll<Result<Wait, Error>> {
+        self.bell = Arc::default();
         let waker = Waker::from(Arc::clone(&self.bell));
         self.wait.as_mut().poll(&mut Context::from_waker(&waker))
     }
@@ -516,7 +526,7 @@ impl World {
             Op::Complete { guard, len } if guards > 0 => self.answer(usize::from(guard) % guards, len, false),
             Op::Fail { guard, len } if guards > 0 => self.answer(usize::from(guard) % guards, len, true),
             Op::Release { guard } if guards > 0 => self.release(usize::from(guard) % guards),
-            Op::Renew { guard } if guards > 0 => self.renew(usize::from(guard) % guards),
+            Op::Renew { guard } if guards > 0 => self.renew(usize::from(guard) % guards, guard >= 128),
             Op::Point { guard, len } if guards > 0 => self.point(usize::from(guard) % guards, len),
             Op::Drop { guard } if guards > 0 => {
                 let guard = self.guards.swap_remove(usize::from(guard) % guards);
@@ -694,16 +704,22 @@ impl World {
                 );
                 model
                     .narrow(now_ms, &seen, |state| state.fingerprint() == Some(asked) && state.is_answered_by(&record));
+                if synced {
+                    model.is_synced();
+                }
                 self.hold(record);
             }
             Ok(Outcome::InFlight(pending)) => {
-                model.narrow(now_ms, "in flight", |state| {
-                    matches!(state, State::Reserved { claim, .. }
-                        if claim.fingerprint == asked && claim.fence == Some(pending.fence()))
+                model.narrow(now_ms, &format!("in flight: {pending:?}"), |state| {
+                    let State::Reserved { claim, lease_until_ms, auto_renew } = state else { return false };
+                    let left = Some(Duration::from_millis(lease_until_ms.saturating_sub(now_ms)));
+                    claim.fingerprint == asked
+                        && claim.fence == Some(pending.fence())
+                        && (*auto_renew || pending.lease_left() == left)
                 });
                 let waited = pending.wait(Duration::ZERO).expect("reads go on");
                 let Wait::TimedOut(pending) = waited else { panic!("in flight, and yet over: {waited:?}") };
-                let mut waiter = Waiter::new(key, pending);
+                let mut waiter = Waiter::new(key, pending, synced);
                 assert!(waiter.look().is_pending(), "in flight, and yet over");
                 self.waiters.push(waiter);
             }
@@ -713,14 +729,19 @@ impl World {
                 model.narrow(now_ms, "a mismatch", |state| state.fingerprint() == Some(stored));
             }
             Err(error) => {
+                let may_need_sync = synced && matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned);
                 model.narrow(now_ms, "a reservation that failed", |state| match state {
                     State::Vacant => true,
                     State::Interrupted { claim } => claim.fingerprint == asked,
-                    State::Reserved { .. } | State::Completed(_) => false,
+                    State::Completed(answer) => may_need_sync && answer.fingerprint == asked,
+                    State::Reserved { .. } => false,
                 });
                 if is_poisoned && !was_poisoned {
                     for state in model.states.clone() {
                         let before = state.at(now_ms);
+                        if matches!(before, State::Completed(_)) {
+                            continue;
+                        }
                         let (attempt, point) = before.claim().map_or((1, None), |c| (c.attempt + 1, c.point.clone()));
                         let claim = Claim { fence: None, fingerprint: asked, attempt, point };
                         model.may_have_written(State::Interrupted { claim });
@@ -891,10 +912,15 @@ impl World {
         self.guards.push(guard);
     }
 
-    fn renew(&mut self, at: usize) {
+    fn renew(&mut self, at: usize, to_longer: bool) {
         let guard = &mut self.guards[at];
         let fence = guard.reservation.fence();
-        let told = guard.reservation.renew();
+        let told = if to_longer {
+            guard.lease_ms *= 3;
+            guard.reservation.renew_for(Duration::from_millis(guard.lease_ms))
+        } else {
+            guard.reservation.renew()
+        };
         let (lease_until_ms, auto_renew) = (self.now_ms + guard.lease_ms, guard.auto_renew);
         let model = &mut self.keys[usize::from(guard.key)];
         match told {
@@ -950,16 +976,26 @@ impl World {
                 );
                 return self.waiters.push(waiter);
             }
-            Poll::Ready(wait) => wait.expect("reads go on"),
+            Poll::Ready(Ok(wait)) => wait,
+            Poll::Ready(Err(error)) => {
+                assert!(waiter.synced, "reads go on, and yet: {error:?}");
+                model.narrow(now_ms, "an answer that can't be synced", |state| matches!(state, State::Completed(_)));
+                return self.expect_failure(&error);
+            }
         };
         // That a lease ran out is noticed by whoever looks.
         let is_due = |state: &State| matches!(state, State::Reserved { .. }) && state.at(now_ms) != *state;
         assert!(was_woken || model.states.iter().any(is_due), "{wait:?}, and nobody woke who waited for {fence}");
         match wait {
-            Wait::Replay(record) => model.narrow(now_ms, "a replay after a wait", |state| {
-                matches!(state, State::Completed(answer) if answer.fence == Some(fence))
-                    && state.is_answered_by(&record)
-            }),
+            Wait::Replay(record) => {
+                model.narrow(now_ms, "a replay after a wait", |state| {
+                    matches!(state, State::Completed(answer) if answer.fence == Some(fence))
+                        && state.is_answered_by(&record)
+                });
+                if waiter.synced {
+                    model.is_synced();
+                }
+            }
             Wait::TimedOut(_) => panic!("a wait without a limit timed out"),
             Wait::Retry => model.narrow(now_ms, "over", |state| match state {
                 State::Vacant | State::Interrupted { .. } => true,

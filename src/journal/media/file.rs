@@ -5,6 +5,7 @@
 
 use super::{Blob, Media, Region, Storage};
 use crate::error::{Error, ErrorKind, Result};
+use crate::journal::mmap::ForkMark;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -414,6 +415,7 @@ type OpenDir = (u64, u64, u32);
 struct DirLock {
     file: File,
     id: OpenDir,
+    fork: ForkMark,
 }
 
 impl DirLock {
@@ -427,7 +429,7 @@ impl DirLock {
         let mut open_here = OPEN_HERE.lock();
         let open_here = open_here.get_or_insert_default();
         if open_here.contains(&id) {
-            return Err(held("this process"));
+            return Err(held("this process, or a Reservation, Pending or Record of it is still held"));
         }
         match file.try_lock() {
             Ok(()) => {}
@@ -435,15 +437,16 @@ impl DirLock {
             Err(std::fs::TryLockError::Error(error)) => return Err(fail(error)),
         }
         file.set_permissions(Permissions::from_mode(0o600)).map_err(fail)?;
+        let fork = ForkMark::new().map_err(fail)?;
         open_here.insert(id);
-        Ok(DirLock { file, id })
+        Ok(DirLock { file, id, fork })
     }
 }
 
 impl Drop for DirLock {
     fn drop(&mut self) {
         // A child that inherited the lock must not undo its parent's.
-        if self.id.2 != std::process::id() {
+        if !self.fork.is_ours() {
             return;
         }
         // Closing the file is not enough while a child that is about to start a program has a copy of it.
