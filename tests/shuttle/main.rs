@@ -16,6 +16,8 @@ mod caller;
 #[path = "../linear/report.rs"]
 mod report;
 #[cfg(oncekey_shuttle)]
+mod scenes;
+#[cfg(oncekey_shuttle)]
 mod schedules;
 #[cfg(oncekey_shuttle)]
 #[path = "../linear/script.rs"]
