@@ -213,6 +213,9 @@ mod tests {
         assert!(!one.matches(&stored(&two)));
         assert!(!one.matches(&stored(&three)));
         assert!(!two.matches(&stored(&three)));
+        for other in [Key { scope: b"az", ..one }, Key { operation: b"z", ..one }, Key { key: b"z", ..one }] {
+            assert!(!one.matches(&stored(&other)));
+        }
     }
 
     #[test]

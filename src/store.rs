@@ -170,13 +170,15 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `Full` or `StorageFull` if there is no room for a note of what is to be overwritten; then nothing was changed.
+    /// `Full` or `StorageFull` if there is no room for a note of what is to be overwritten: nothing was changed, or, as the
+    /// message says then, some is left to upkeep.
     ///
     /// `Busy` if a [`Record`] of the key was held for ten seconds, or one of the 1 in 64 of other records that share its
     /// handle count (a steady overlap of short-lived handles counts too): the key is gone, and upkeep overwrites the
     /// rest when the handle is dropped, or the next opening does. Call again to wait for it.
     ///
-    /// I/O errors, `Poisoned`, `Closed`, `Forked`.
+    /// `Poisoned` if the overwriting failed: the key is gone, and the next opening overwrites its bytes. I/O errors, `Closed`,
+    /// `Forked`.
     pub fn erase(&self, request: &Request<'_>) -> Result<Erasure> {
         self.engine().erase_key(request)
     }
@@ -829,5 +831,27 @@ pub(crate) fn check_retention(retention: Retention) -> Result<()> {
             format!("a retention of {time:?} is too short: 1 ms is the least; release the key to keep no answer"),
         )),
         Retention::For(_) | Retention::Forever => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn verification_notices_a_slot_that_points_to_a_record_of_another_kind() {
+        let store = Store::builder().background(false).in_memory().unwrap();
+        let request = Request::new("a");
+        let Outcome::Reserved(owner) = store.reserve(&request).unwrap() else { panic!("nobody was before") };
+        drop(owner.complete(b"x").unwrap());
+        assert_eq!(store.verify().unwrap(), 2);
+        let engine = store.engine();
+        let hash = engine.hasher.hash(&request.key);
+        let Some((mut shard, _, at)) = engine.find(hash, &request.key).unwrap() else { panic!("the key is there") };
+        let word = shard.table.slot(at).word();
+        shard.advance(at, tag_of(hash), word.with(Phase::Interrupted), u64::MAX);
+        drop(shard);
+        assert_eq!(store.verify().unwrap_err().kind(), ErrorKind::Corrupt);
     }
 }

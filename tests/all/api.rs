@@ -1,6 +1,7 @@
 //! The state table, through the public API only.
 
 use crate::support::{START_MS, interrupted, manual, replay, request, reserved};
+use oncekey::testing::{DiskOp, SimDisk};
 use oncekey::{
     Durability, ErrorKind, Fingerprint, ManualClock, Outcome, Pending, Ran, Request, Reservation, Retention, RunError,
     Store, Unwritten, Verdict, Wait,
@@ -337,6 +338,76 @@ fn a_recovery_point_starts_the_lease_anew() {
     in_flight(store.reserve(&request("a", 1)).unwrap());
     clock.advance(Duration::from_millis(1));
     drop(interrupted(store.reserve(&request("a", 1)).unwrap()));
+}
+
+#[test]
+fn a_lease_keeps_the_length_that_it_was_last_given() {
+    let (_, store) = store();
+    let mut owner = reserved(store.reserve(&request("a", 1).lease(SECOND)).unwrap());
+    owner.renew_for(MINUTE).unwrap();
+    owner.recovery_point(b"point").unwrap();
+    assert_eq!(in_flight(store.reserve(&request("a", 1)).unwrap()).lease_left(), Some(MINUTE));
+    owner.renew().unwrap();
+    assert_eq!(in_flight(store.reserve(&request("a", 1)).unwrap()).lease_left(), Some(MINUTE));
+}
+
+/// In memory and from the journal: all bytes of a fingerprint count.
+#[test]
+fn fingerprints_that_differ_in_one_bit_are_a_mismatch() {
+    let dir = tempfile::tempdir().unwrap();
+    let request = |bit: usize| {
+        let mut digest = [0x5a; 16];
+        digest[bit / 8] ^= 1 << (bit % 8);
+        Request::new("a").fingerprint(Fingerprint::from_bytes(digest))
+    };
+    for stored in [0, 67, 127] {
+        let open = || manual().1.open(dir.path()).unwrap();
+        let store = open();
+        reserved(store.reserve(&request(stored)).unwrap()).complete(b"x").unwrap();
+        drop(store);
+        let store = open();
+        for asked in 0..128 {
+            let is_replay = matches!(store.reserve(&request(asked)).unwrap(), Outcome::Replay(_));
+            assert_eq!(is_replay, asked == stored, "bit {stored} is stored, {asked} asked for");
+        }
+        store.erase(&request(stored)).unwrap();
+    }
+}
+
+#[test]
+fn a_replay_to_a_synced_request_survives_a_power_cut_whoever_stored_it() {
+    let asks: [fn(&Store, Request<'_>); 3] = [
+        |store, request| drop(replay(store.reserve(&request).unwrap())),
+        |store, request| assert!(store.get(&request).unwrap().is_some()),
+        |store, request| {
+            let again = request.clone().scope("wait").durability(Durability::Buffered);
+            let owner = reserved(store.reserve(&again).unwrap());
+            let pending = in_flight(store.reserve(&request.scope("wait")).unwrap());
+            drop(owner.complete(b"x").unwrap());
+            assert!(matches!(pending.wait(Duration::ZERO).unwrap(), Wait::Replay(_)));
+        },
+    ];
+    for ask in asks {
+        let disk = SimDisk::new();
+        let store = manual().1.open_simulated(&disk).unwrap();
+        drop(reserved(store.reserve(&request("a", 1)).unwrap()).complete(b"x").unwrap());
+        ask(&store, request("a", 1).durability(Durability::Synced));
+        let left = manual().1.open_simulated(&disk.after_power_cut(|| false)).unwrap();
+        drop(replay(left.reserve(&request("a", 1)).unwrap()));
+    }
+}
+
+#[test]
+fn a_replay_that_can_not_be_made_durable_is_an_error_to_a_synced_request_only() {
+    let disk = SimDisk::new();
+    let store = manual().1.open_simulated(&disk).unwrap();
+    drop(reserved(store.reserve(&request("a", 1)).unwrap()).complete(b"x").unwrap());
+    disk.fail(DiskOp::Sync, 0, std::io::ErrorKind::Other);
+    for _ in 0..2 {
+        let error = store.reserve(&request("a", 1).durability(Durability::Synced)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Poisoned, "{error}");
+    }
+    drop(replay(store.reserve(&request("a", 1)).unwrap()));
 }
 
 #[test]

@@ -96,12 +96,27 @@ fn a_key_may_be_as_long_as_the_limit_and_no_longer() {
     assert_eq!(replay(store.reserve(&longest).unwrap()).bytes(), b"x");
     for longer in [longest.scope("0123456789+"), longest.operation("0123456789+")] {
         assert_kind(store.reserve(&longer), ErrorKind::InvalidKey);
-        assert_kind(store.get(&longer), ErrorKind::InvalidKey);
-        assert_kind(store.erase(&longer), ErrorKind::InvalidKey);
+        assert!(store.get(&longer).unwrap().is_none());
+        assert_eq!(store.erase(&longer).unwrap().keys, 0);
     }
     let key = "k".repeat(1 << 20);
     assert_kind(store.reserve(&Request::new(&key)), ErrorKind::InvalidKey);
     assert_eq!(store.stats().keys, 1);
+}
+
+#[test]
+fn a_key_longer_than_a_lowered_limit_can_be_looked_up_and_erased() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = "k".repeat(100);
+    let request = request(&key, 1);
+    let store = manual().1.open(dir.path()).unwrap();
+    reserved(store.reserve(&request).unwrap()).complete(b"x").unwrap();
+    drop(store);
+    let store = manual().1.max_key_len(99).open(dir.path()).unwrap();
+    assert_kind(store.reserve(&request), ErrorKind::InvalidKey);
+    assert_eq!(store.get(&request).unwrap().unwrap().bytes(), b"x");
+    assert_eq!(store.erase(&request).unwrap().keys, 1);
+    assert!(store.get(&request).unwrap().is_none());
 }
 
 #[test]

@@ -280,6 +280,43 @@ fn within_patience(what: &str, run: impl FnOnce() + Send + 'static) {
     assert_eq!(done.recv_timeout(PATIENCE), Ok(()), "{what}");
 }
 
+/// Without upkeep, and without anybody who asks for the key meanwhile.
+#[test]
+fn a_wait_ends_with_the_lease_that_it_waits_for() {
+    within_patience("a wait outlasts the lease", || {
+        let store = Store::builder().background(false).in_memory().unwrap();
+        let owner = reserved(store.reserve(&request("a", 1).lease(Duration::from_millis(20))).unwrap());
+        let wait = in_flight(&store, "a").wait(100 * PATIENCE).unwrap();
+        assert!(matches!(wait, Wait::Retry), "{wait:?}");
+        drop(owner);
+    });
+}
+
+#[test]
+fn the_newest_waker_is_called_and_none_is_kept() {
+    struct Counts(AtomicU64);
+    impl Wake for Counts {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let store = manual().1.in_memory().unwrap();
+    let owner = reserved(store.reserve(&request("a", 1)).unwrap());
+    let wakers = [(); 3].map(|()| Arc::new(Counts(AtomicU64::new(0))));
+    let mut wait = Box::pin(in_flight(&store, "a").wait_async());
+    let mut given_up = Box::pin(in_flight(&store, "a").wait_async());
+    for waker in &wakers[..2] {
+        let waker = Waker::from(Arc::clone(waker));
+        assert!(wait.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    }
+    assert!(given_up.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&wakers[2])))).is_pending());
+    drop(given_up);
+    assert_eq!(wakers.each_ref().map(Arc::strong_count), [1, 2, 1]);
+    owner.release().unwrap();
+    assert_eq!(wakers.each_ref().map(|waker| waker.0.load(Ordering::SeqCst)), [0, 1, 0]);
+    assert_eq!(wakers.each_ref().map(Arc::strong_count), [1; 3]);
+}
+
 /// A waker that uses the store when it is called and when it is dropped.
 struct Looks(Store);
 

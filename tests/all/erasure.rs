@@ -341,11 +341,13 @@ fn an_erasure_cut_short_is_finished_at_the_next_opening() {
         let answer = [ANSWER, &[b'+'; 3_000], ANSWER].concat();
         interrupted(store.reserve(&request(KEY, 1)).unwrap()).complete(&answer).unwrap();
         complete(&store, "after", b"kept");
-        disk.fail(DiskOp::Overwrite, failing, io::ErrorKind::Other);
+        let why = if failing % 2 == 0 { io::ErrorKind::Other } else { io::ErrorKind::StorageFull };
+        disk.fail(DiskOp::Overwrite, failing, why);
         let erased = store.erase(&request(KEY, 1));
         let is_cut_short = failing < 5;
         assert_eq!(erased.is_err(), is_cut_short, "{failing}: {erased:?}");
-        if is_cut_short {
+        if let Err(error) = erased {
+            assert_eq!(error.kind(), ErrorKind::Poisoned, "{failing}: {error}");
             assert!(store.get(&request(KEY, 1)).unwrap().is_none());
             assert!(store.stats().is_poisoned);
         }

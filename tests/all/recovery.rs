@@ -7,6 +7,7 @@ use oncekey::{
 };
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -1145,6 +1146,40 @@ fn verification_notices_a_segment_that_was_taken_away_and_another_list() {
     disk.take(&name);
     let error = store.verify().unwrap_err();
     assert!(error.kind() == ErrorKind::Corrupt && error.path().unwrap().ends_with(&name), "{error}");
+}
+
+#[test]
+fn verification_names_each_byte_that_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = builder(Durability::Synced).open(dir.path()).unwrap();
+    for number in 0..4 {
+        complete(&store, number);
+    }
+    reserved(store.reserve(&Request::new("open")).unwrap()).release().unwrap();
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "seg") {
+            continue;
+        }
+        let whole = std::fs::read(&path).unwrap();
+        let records = raw_records(&whole);
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        for record in records {
+            let key_len = usize::from(u16::from_le_bytes([whole[record.at + 2], whole[record.at + 3]]));
+            let payload_len = u32::from_le_bytes(whole[record.at + 4..record.at + 8].try_into().unwrap()) as usize;
+            for at in record.at..record.at + 64 + key_len + payload_len {
+                file.write_all_at(&[whole[at] ^ 1 << (at % 8)], at as u64).unwrap();
+                let error = store.verify().expect_err("a byte of a record changed");
+                assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some(&*path)), "{at}: {error}");
+                assert_eq!(error.offset(), Some(record.at as u64), "{at}: {error}");
+                file.write_all_at(&[whole[at]], at as u64).unwrap();
+                bytes += 1;
+            }
+        }
+    }
+    store.verify().unwrap();
+    assert!(bytes > 1000, "{bytes} bytes of records");
 }
 
 #[test]

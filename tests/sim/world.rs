@@ -444,25 +444,34 @@ pub struct Tally {
     pub refused: u64,
 }
 
+/// Half of the keys differ in their name, and half of them in their operation only.
 fn name(key: u8) -> String {
-    format!("needle-{key:02}-in-a-haystack")
+    if key % 4 < 2 { needle(key) + "in-a-haystack" } else { "haystack".to_owned() }
 }
 
 fn scope(key: u8) -> &'static str {
     SCOPES[usize::from(key) % SCOPES.len()]
 }
 
-fn operation(key: u8) -> &'static str {
-    if key.is_multiple_of(2) { "" } else { "charge" }
+fn operation(key: u8) -> String {
+    match key % 4 {
+        0 => String::new(),
+        1 => "charge".to_owned(),
+        _ => needle(key) + "charge",
+    }
+}
+
+/// What only this key's records hold.
+fn needle(key: u8) -> String {
+    format!("needle-{key:02}-")
 }
 
 fn fingerprint(payload: u8) -> Fingerprint {
     if payload == 0 { Fingerprint::NONE } else { Fingerprint::of(&[payload]) }
 }
 
-/// Whether a file of the disk holds any byte string that only this key's records hold.
 fn leaves_a_trace(disk: &SimDisk, key: u8) -> bool {
-    let needle = format!("needle-{key:02}-");
+    let needle = needle(key);
     let is_in = |bytes: Vec<u8>| memchr::memmem::find(&bytes, needle.as_bytes()).is_some();
     disk.files().iter().any(|(file, _)| disk.contents(file).is_some_and(is_in))
 }
@@ -622,7 +631,7 @@ impl World {
     /// An answer or a recovery point, different from all others.
     fn payload(&mut self, key: u8, len: usize) -> Vec<u8> {
         self.serial += 1;
-        let mut bytes = format!("needle-{key:02}-{:06}-", self.serial).into_bytes();
+        let mut bytes = format!("{}{:06}-", needle(key), self.serial).into_bytes();
         bytes.resize(bytes.len().max(len), self.serial as u8);
         bytes.truncate(len);
         bytes
@@ -654,13 +663,13 @@ impl World {
     }
 
     fn reserve(&mut self, key: u8, payload: u8, lease_ms: u64, kept_ms: Option<u64>, synced: bool, auto_renew: bool) {
-        let name = name(key);
+        let (name, operation) = (name(key), operation(key));
         let asked = fingerprint(payload);
         let durability = if synced { Durability::Synced } else { Durability::Buffered };
         let kept = kept_ms.map_or(Retention::Forever, |ms| Retention::For(Duration::from_millis(ms)));
         let request = Request::new(&name)
             .scope(scope(key))
-            .operation(operation(key))
+            .operation(&operation)
             .fingerprint(asked)
             .lease(Duration::from_millis(lease_ms))
             .retention(kept)
@@ -947,8 +956,8 @@ impl World {
     }
 
     fn get(&mut self, key: u8) {
-        let name = name(key);
-        let request = Request::new(&name).scope(scope(key)).operation(operation(key));
+        let (name, operation) = (name(key), operation(key));
+        let request = Request::new(&name).scope(scope(key)).operation(&operation);
         let found = self.store().get(&request).expect("reads go on");
         let now_ms = self.now_ms;
         let model = &mut self.keys[usize::from(key)];
@@ -1008,8 +1017,8 @@ impl World {
     fn erase(&mut self, key: u8) {
         // An erasure waits for handles.
         self.records.clear();
-        let name = name(key);
-        let request = Request::new(&name).scope(scope(key)).operation(operation(key));
+        let (name, operation) = (name(key), operation(key));
+        let request = Request::new(&name).scope(scope(key)).operation(&operation);
         let was_poisoned = self.is_poisoned();
         let told = self.store().erase(&request);
         let now_ms = self.now_ms;
@@ -1265,9 +1274,9 @@ impl World {
     /// Compares all keys with the model; `is_exact` if none may be missing.
     fn check_damaged(&self, store: &Store, what: &str, is_exact: bool) {
         for key in 0..KEYS {
-            let name = name(key);
+            let (name, operation) = (name(key), operation(key));
             let states: Vec<State> = self.keys[usize::from(key)].states.iter().map(|s| s.at(self.now_ms)).collect();
-            let request = Request::new(&name).scope(scope(key)).operation(operation(key));
+            let request = Request::new(&name).scope(scope(key)).operation(&operation);
             let answer = store.get(&request).unwrap_or_else(|error| panic!("{what}: key {key}: {error:?}"));
             let fits = |state: &State| match &answer {
                 Some(record) => state.is_answered_by(record),
