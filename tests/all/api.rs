@@ -380,7 +380,7 @@ fn a_replay_to_a_synced_request_survives_a_power_cut_whoever_stored_it() {
         |store, request| drop(replay(store.reserve(&request).unwrap())),
         |store, request| assert!(store.get(&request).unwrap().is_some()),
         |store, request| {
-            let again = request.clone().scope("wait").durability(Durability::Buffered);
+            let again = request.scope("wait").durability(Durability::Buffered);
             let owner = reserved(store.reserve(&again).unwrap());
             let pending = in_flight(store.reserve(&request.scope("wait")).unwrap());
             drop(owner.complete(b"x").unwrap());

@@ -1168,12 +1168,13 @@ fn verification_names_each_byte_that_changed() {
         for record in records {
             let key_len = usize::from(u16::from_le_bytes([whole[record.at + 2], whole[record.at + 3]]));
             let payload_len = u32::from_le_bytes(whole[record.at + 4..record.at + 8].try_into().unwrap()) as usize;
-            for at in record.at..record.at + 64 + key_len + payload_len {
-                file.write_all_at(&[whole[at] ^ 1 << (at % 8)], at as u64).unwrap();
+            let len = 64 + key_len + payload_len;
+            for (at, byte) in whole.iter().enumerate().skip(record.at).take(len) {
+                file.write_all_at(&[byte ^ 1 << (at % 8)], at as u64).unwrap();
                 let error = store.verify().expect_err("a byte of a record changed");
                 assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some(&*path)), "{at}: {error}");
                 assert_eq!(error.offset(), Some(record.at as u64), "{at}: {error}");
-                file.write_all_at(&[whole[at]], at as u64).unwrap();
+                file.write_all_at(&[*byte], at as u64).unwrap();
                 bytes += 1;
             }
         }
