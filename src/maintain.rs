@@ -392,6 +392,9 @@ impl Engine {
             Err(error) if error.is_full() && self.recycle_notes(space)? => {
                 self.journal.claim_for_upkeep(stream, record.len())?
             }
+            Err(error) if error.is_full() && stream != Stream::RESERVATIONS => {
+                self.journal.claim_any_for_answer(record.len()).ok_or(error)?
+            }
             answer => answer?,
         };
         let copy = claim.lsn();

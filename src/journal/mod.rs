@@ -82,6 +82,9 @@ const HELD_BACK: usize = 1;
 const MOST_SPARES: usize = 4;
 /// Segments below `max_bytes` that no reservation is granted for, so that operations under way can store their answers.
 const ROOM_FOR_ANSWERS: usize = 2;
+/// Segments beyond `max_bytes` that upkeep may take for a while, to move survivors of reservations and of answers: a store may
+/// be opened with no room left under its limit.
+const ROOM_FOR_UPKEEP: u64 = 2;
 /// The least that `max_bytes` may allow, in segments: one in use a stream and those held back, and three for what is full.
 pub(crate) const LEAST_SEGMENTS: u64 = (STREAMS + HELD_BACK + ROOM_FOR_ANSWERS + 3) as u64;
 
@@ -141,6 +144,8 @@ pub(crate) struct Journal {
     next_number: Mutex<u64>,
     /// What all segments count for under `max_bytes`.
     used_bytes: AtomicU64,
+    /// What they counted for at the opening.
+    opened_bytes: u64,
     /// Whether a name was taken away that a power cut could bring back.
     has_dirty_names: AtomicBool,
     /// Spares to keep beside those held back: more while they are used up faster than made.
@@ -190,6 +195,7 @@ impl Journal {
             blank: AtomicU64::new(blank.unwrap_or(0)),
             next_number: Mutex::new(next_number),
             used_bytes: AtomicU64::new(used_bytes),
+            opened_bytes: used_bytes,
             has_dirty_names: AtomicBool::new(false),
             // One for each of the two streams that every operation writes to.
             wanted_spares: AtomicUsize::new(2),
@@ -303,6 +309,11 @@ impl Journal {
         }
     }
 
+    /// Claims space for an answer wherever answers go and there still is some.
+    pub(crate) fn claim_any_for_answer(&self, len: u64) -> Option<Claim<'_>> {
+        (1..=Stream::ANSWERS.0).find_map(|stream| self.claim(Stream(stream), len))
+    }
+
     /// Gives the stream a new segment, unless another caller just did.
     pub(crate) fn turn(&self, stream: Stream) -> Result<()> {
         self.turn_for(stream, Purpose::Callers)
@@ -355,7 +366,7 @@ impl Journal {
             if let Some(spare) = take() {
                 return Ok(spare);
             }
-            self.make_spare(&mut next_number)?;
+            self.make_spare(&mut next_number, purpose)?;
         }
     }
 
@@ -363,10 +374,10 @@ impl Journal {
     pub(crate) fn prepare_spare(&self) -> Result<bool> {
         let mut next_number = self.next_number.lock();
         let wanted = HELD_BACK + self.wanted_spares.load(Ordering::Relaxed);
-        if self.spares.lock().len() >= wanted || !self.has_blank() && !self.fits_one_more() {
+        if self.spares.lock().len() >= wanted || !self.has_blank() && !self.fits_one_more(Purpose::Callers) {
             return Ok(false);
         }
-        self.make_spare(&mut next_number)?;
+        self.make_spare(&mut next_number, Purpose::Callers)?;
         Ok(true)
     }
 
@@ -379,9 +390,15 @@ impl Journal {
         self.blank.load(Ordering::Relaxed) > 0
     }
 
-    fn fits_one_more(&self) -> bool {
-        let used_bytes = self.used_bytes.load(Ordering::Relaxed);
-        self.options.max_bytes.is_none_or(|max_bytes| used_bytes + self.options.segment_len <= max_bytes)
+    fn fits_one_more(&self, purpose: Purpose) -> bool {
+        let Some(max_bytes) = self.options.max_bytes else { return true };
+        let limit = match purpose {
+            Purpose::Callers => max_bytes,
+            Purpose::Upkeep => {
+                self.opened_bytes.max(max_bytes).saturating_add(ROOM_FOR_UPKEEP * self.options.segment_len)
+            }
+        };
+        self.used_bytes.load(Ordering::Relaxed) + self.options.segment_len <= limit
     }
 
     /// Whether `max_bytes` leaves so many segments that more reservations may be granted.
@@ -405,7 +422,7 @@ impl Journal {
         )
     }
 
-    fn make_spare(&self, next_number: &mut u64) -> Result<()> {
+    fn make_spare(&self, next_number: &mut u64, purpose: Purpose) -> Result<()> {
         // It could not be listed.
         self.poison.check()?;
         let blank = self.blank.swap(0, Ordering::Relaxed);
@@ -413,7 +430,7 @@ impl Journal {
             self.unlist(&[blank]).inspect_err(|_| self.blank.store(blank, Ordering::Relaxed))?;
             return self.renew(blank, next_number);
         }
-        if !self.fits_one_more() {
+        if !self.fits_one_more(purpose) {
             return Err(self.full());
         }
         let header = self.header(*next_number)?;

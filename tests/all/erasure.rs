@@ -294,12 +294,15 @@ fn a_reader_that_never_goes_makes_an_erasure_busy_but_not_undone() {
     assert!(store.get(&request(KEY, 1)).unwrap().is_none(), "the key is gone");
     drop(reserved(store.reserve(&request(KEY, 2)).unwrap()));
     interrupted(store.reserve(&request(KEY, 2)).unwrap()).release().unwrap();
-    // Time passes; the note of the erasure goes with its segment.
+    // Time passes; the note of the erasure goes with its segment, under those of later ones.
     for generation in 0..4 {
         for key in 0..800 {
             let name = format!("{generation}/{key}");
             let brief = request(&name, 1).retention(Retention::For(Duration::from_secs(1)));
             reserved(store.reserve(&brief).unwrap()).complete(b"x").unwrap();
+            if key % 5 == 0 {
+                store.erase(&brief).unwrap();
+            }
         }
         clock.advance(Duration::from_secs(60));
         while store.maintain(1_000).unwrap().has_more {}
