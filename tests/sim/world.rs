@@ -9,8 +9,8 @@
 use fastrand::Rng;
 use oncekey::testing::{DiskOp, SimDisk};
 use oncekey::{
-    Builder, Clock, Durability, Error, ErrorKind, Fingerprint, ManualClock, Mismatch, Outcome, Pending, Record,
-    RecoveryMode, Request, Reservation, Retention, Store, Wait,
+    Builder, Clock, Durability, Error, ErrorKind, Fingerprint, MAX_LEASE, ManualClock, Mismatch, Outcome, Pending,
+    Record, RecoveryMode, Request, Reservation, Retention, Store, Wait,
 };
 use std::io;
 use std::pin::Pin;
@@ -927,7 +927,7 @@ impl World {
         let guard = &mut self.guards[at];
         let fence = guard.reservation.fence();
         let told = if to_longer {
-            guard.lease_ms *= 3;
+            guard.lease_ms = (3 * guard.lease_ms).min(MAX_LEASE.as_millis() as u64);
             guard.reservation.renew_for(Duration::from_millis(guard.lease_ms))
         } else {
             guard.reservation.renew()
