@@ -141,8 +141,8 @@ impl<'l> Client<'l> {
 
     pub fn renew(&self, owned: &mut Owned, lease: u64) {
         // One that renews itself stays as it is.
-        let told = owned.lease.map(|_| lease);
-        self.tell(owned.key, Act::Renew { fence: owned.reservation.fence(), lease: told }, |_| {
+        owned.lease = owned.lease.map(|_| lease);
+        self.tell(owned.key, Act::Renew { fence: owned.reservation.fence(), lease: owned.lease }, |_| {
             (done(owned.reservation.renew_for(Duration::from_millis(lease))), ())
         });
     }
