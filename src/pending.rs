@@ -129,12 +129,8 @@ impl<'p> Waiter<'p> {
         let word = slot.word();
         match word.phase() {
             Phase::Completed => {
-                let answer = engine.record_of(&map, word.lsn(), &record)?;
                 shard.counts.replayed += 1;
-                drop(shard);
-                if sync {
-                    engine.journal.make_durable(&map, word.lsn(), record.len())?;
-                }
+                let answer = engine.give(shard, &map, word.lsn(), &record, sync)?;
                 Ok(Look::Over(Wait::Replay(answer)))
             }
             Phase::Reserved | Phase::Completing => {

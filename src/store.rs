@@ -499,11 +499,7 @@ impl Engine {
         match state::step(state, Event::Reserve { matches }) {
             Transition::Replay => {
                 shard.counts.replayed += 1;
-                let answer = self.record_of(&map, word.lsn(), &record)?;
-                drop(shard);
-                if terms.sync {
-                    self.journal.make_durable(&map, word.lsn(), record.len())?;
-                }
+                let answer = self.give(shard, &map, word.lsn(), &record, terms.sync)?;
                 Ok(Decision::Answer(Outcome::Replay(answer)))
             }
             Transition::InFlight => {
@@ -710,6 +706,25 @@ impl Engine {
         Ok(segment.handle(lsn, &record.meta(), record.stored_key().len(), record.payload().len()))
     }
 
+    /// A handle to an answer that was looked up; with `sync`, once it survives a power cut.
+    #[inline]
+    pub(crate) fn give(
+        &self,
+        shard: Locked<'_>,
+        map: &SegmentMap,
+        lsn: u64,
+        record: &RecordRef<'_>,
+        sync: bool,
+    ) -> Result<Record> {
+        let segment = self.journal.segment(map, lsn)?;
+        let answer = segment.handle(lsn, &record.meta(), record.stored_key().len(), record.payload().len());
+        drop(shard);
+        if sync {
+            self.journal.make_durable(segment, lsn, record.len())?;
+        }
+        Ok(answer)
+    }
+
     pub(crate) fn answer_of(&self, request: &Request<'_>) -> Result<Option<Record>> {
         self.admit()?;
         Engine::check_key(&request.key)?;
@@ -722,12 +737,7 @@ impl Engine {
         if word.phase() != Phase::Completed {
             return Ok(None);
         }
-        let answer = self.record_of(&map, word.lsn(), &record)?;
-        drop(shard);
-        if self.syncs(request) {
-            self.journal.make_durable(&map, word.lsn(), record.len())?;
-        }
-        Ok(Some(answer))
+        self.give(shard, &map, word.lsn(), &record, self.syncs(request)).map(Some)
     }
 
     fn verify(&self) -> Result<u64> {

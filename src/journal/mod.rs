@@ -250,11 +250,12 @@ impl Journal {
     }
 
     /// Returns when a record survives a power cut, whoever wrote it.
-    pub(crate) fn make_durable(&self, map: &SegmentMap, lsn: u64, len: u64) -> Result<()> {
+    #[inline]
+    pub(crate) fn make_durable(&self, segment: &Segment, lsn: u64, len: u64) -> Result<()> {
         if !self.options.persistent {
             return Ok(());
         }
-        self.segment(map, lsn)?.make_durable(self.offset_of(lsn) + len, &self.poison)
+        segment.make_durable(self.offset_of(lsn) + len, &self.poison)
     }
 
     /// The file that an LSN lies in.
