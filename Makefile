@@ -13,7 +13,7 @@ SEEDS ?= 2100
 # Histories of real threads to record and check.
 HISTORIES ?= 100000
 # Schedules to run the whole store under.
-SCHEDULES ?= 30000
+SCHEDULES ?= 20000
 # Arguments for the rig of damages, such as those that a failing case says.
 CORRUPTION ?= --every 401
 # What mounting file systems takes.
