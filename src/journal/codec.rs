@@ -27,7 +27,7 @@
 //!      2    2  length of the stored key
 //!      4    4  length of the payload
 //!      8    4  CRC-32C of all that follows this header
-//!     12    4  attempt: 1 for the first reservation of a key
+//!     12    4  attempt: 1 for the first reservation of a key (list: its slot's length in units of 4 KiB; 0: not said)
 //!     16    8  fence (mark and seal: LSN below which all is durable; list: its sequence number)
 //!     24    8  when it was written, Unix ms
 //!     32    8  end of the lease or of the retention, Unix ms; all ones: never

@@ -2,7 +2,8 @@
 //!
 //! The file `SEGMENTS` has two slots of equal length. Each holds one record of kind [`Kind::List`], bound to the store and to its
 //! place: the fence is the list's sequence number, the payload the highest number ever listed and then the listed
-//! numbers in order, 8 bytes each. The list of the highest sequence number that is whole counts.
+//! numbers in order, 8 bytes each; in the place of the attempt stands the slot's length in units of 4 KiB. The list of the
+//! highest sequence number that is whole counts.
 //!
 //! - **L1** A segment is listed, durably, before its first record is written, and unlisted, durably, before its file is
 //!   removed or given another number.
@@ -28,6 +29,11 @@ pub(crate) const MISSING: &str = "the segment's file is missing";
 const SHORTEST_SLOT: u64 = 4096;
 /// Room for a million segments.
 const LONGEST_SLOT: u64 = 8 << 20;
+
+/// A slot's length as its record says it: a file of another length was cut or stretched.
+fn slot_pages(slot_len: u64) -> u32 {
+    (slot_len / SHORTEST_SLOT) as u32
+}
 
 /// What a list says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -107,6 +113,8 @@ impl SegmentList {
         let read_slot = |slot: u64| {
             let record = RecordRef::check(binding, &bytes, slot * slot_len).ok()?;
             let is_list = record.kind() == Kind::List && record.len() <= slot_len && record.fence() < u64::MAX / 2;
+            // The first builds did not say it.
+            let is_list = is_list && (record.attempt() == 0 || record.attempt() == slot_pages(slot_len));
             let listed = Listed::decode(record.payload(), numbers_end(segment_len)).filter(|_| is_list)?;
             Some((record.fence(), listed))
         };
@@ -226,7 +234,7 @@ impl SegmentList {
     }
 
     fn record(&self, slot: u64, sequence: u64, payload: &[u8]) -> Vec<u8> {
-        let meta = Meta::bare(Kind::List, sequence, 0);
+        let meta = Meta { attempt: slot_pages(self.slot_len), ..Meta::bare(Kind::List, sequence, 0) };
         let binding = Binding::new(&self.store_id, 0);
         encode(binding, slot * self.slot_len, &meta, &[], payload, |parts| parts.concat())
     }

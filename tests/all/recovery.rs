@@ -1090,7 +1090,8 @@ fn case_o_a_list_that_is_missing_or_cannot_be_read_is_refused_and_written_anew_b
         Box::new(|disk| change(disk, LIST, |bytes| [70, 4096 + 70].into_iter().for_each(|at| bytes[at] ^= 1))),
         Box::new(|disk| change(disk, LIST, |bytes| bytes.rotate_left(4096))),
     ];
-    for len in [0, 1, 100, 4095, 4096, 4097, 8191, 8193, 16_384 + 1, longer] {
+    // Found by the sweep of damages: a length that a longer list would have.
+    for len in [0, 1, 100, 4095, 4096, 4097, 8191, 8193, 16_384, 16_384 + 1, 1 << 20, longer] {
         damages.push(Box::new(move |disk| change(disk, LIST, |bytes| bytes.resize(len, 0))));
     }
     for damage in damages {
