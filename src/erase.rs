@@ -250,7 +250,7 @@ impl Engine {
         }
         let changed: BTreeSet<u64> = free.iter().map(|target| self.journal.number_of(target.lsn)).collect();
         for segment in changed.iter().filter_map(|number| map.get(*number)).filter(|_| !planted!(ErasureNotSynced)) {
-            poison("sync an erasure", segment.blob().sync())?;
+            poison("sync an erasure", segment.sync())?;
         }
         space.unfinished = held;
         Ok(())

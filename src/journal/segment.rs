@@ -67,6 +67,7 @@ pub(crate) struct Segment {
     /// Whether some caller was promised that its records here survive a power cut.
     promised: AtomicBool,
     commit: GroupCommit,
+    syncing: Mutex<()>,
     /// End of the last mark that nothing was written before or after since.
     marked: AtomicU64,
     /// How far the mark in the head says that all is durable.
@@ -136,6 +137,7 @@ impl Segment {
             moved: AtomicBool::new(false),
             promised: AtomicBool::new(end.is_some()),
             commit: GroupCommit::new(published),
+            syncing: Mutex::default(),
             marked: AtomicU64::new(published),
             noted: AtomicU64::new(published),
             masks: AtomicU64::new(0),
@@ -315,11 +317,19 @@ impl Segment {
 
     /// Returns when everything below `upto` survives a power cut.
     pub(crate) fn make_durable(&self, upto: u64, poison: &Poison) -> Result<(), Error> {
-        let led = self.commit.wait(upto, poison, || self.published(), || self.blob.sync())?;
+        let led = self.commit.wait(upto, poison, || self.published(), || self.sync())?;
         if led {
             self.mark(poison);
         }
         Ok(())
+    }
+
+    /// Makes all that was written before the call durable.
+    ///
+    /// One at a time: of two that overlap btrfs may let the second return before the first has ended (seen with Linux 6.18).
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let _syncing = self.syncing.lock();
+        self.blob.sync()
     }
 
     /// Notes how far the segment is durable, so that damage below can be told from a torn tail.
@@ -361,14 +371,14 @@ impl Segment {
         }
         self.published.wait_for(end);
         poison.check()?;
-        self.commit.wait(end, poison, || self.published(), || self.blob.sync())?;
+        self.commit.wait(end, poison, || self.published(), || self.sync())?;
         if let Err(error) = self.write_head_mark(Kind::Seal, end) {
             poison.set("seal a segment", &error);
             return poison.check();
         }
         self.put(end, &Meta::bare(Kind::Seal, self.base + end, 0), &[], b"", poison);
         let sealed_end = end + HEADER as u64;
-        self.commit.wait(sealed_end, poison, || self.published(), || self.blob.sync())?;
+        self.commit.wait(sealed_end, poison, || self.published(), || self.sync())?;
         self.sealed.store(true, Ordering::Release);
         // The tail is empty; whether its blocks come back decides nothing but what the segment counts for.
         self.blob.punch(sealed_end, self.len).ok();

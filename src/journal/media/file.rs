@@ -27,6 +27,8 @@ const POPULATE_STEP: usize = 1 << 20;
 pub(crate) struct FileMedia {
     dir: PathBuf,
     handle: File,
+    /// Held while the directory is synced: of two that overlap btrfs may let the second return too early.
+    syncing: Mutex<()>,
     mapped_writes: bool,
     /// Blocks are zero-filled ahead in single pages, so that a sync writes no more than what was stored.
     zero_fill: bool,
@@ -46,7 +48,14 @@ impl FileMedia {
             Media::Pwrite => false,
             Media::Auto => overwrites_in_place(dir, &handle)?,
         };
-        Ok(FileMedia { dir: dir.to_owned(), handle, mapped_writes, zero_fill: for_syncs, _lock: lock })
+        Ok(FileMedia {
+            dir: dir.to_owned(),
+            handle,
+            syncing: Mutex::default(),
+            mapped_writes,
+            zero_fill: for_syncs,
+            _lock: lock,
+        })
     }
 
     fn build(&self, name: &str, len: u64, header: &[u8]) -> Result<FileBlob> {
@@ -162,6 +171,7 @@ impl Storage for FileMedia {
     }
 
     fn sync_names(&self) -> Result<()> {
+        let _syncing = self.syncing.lock();
         self.handle.sync_all().map_err(|source| Error::io("sync the store's directory", &self.dir, source))
     }
 
