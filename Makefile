@@ -1,6 +1,6 @@
 # `make test` installs what the machine lacks and runs the tests; docs/testing.md tells of the longer ones.
 .PHONY: test setup unit loom sim sim-many planted shuttle linear torture torture-release filesystems no-filesystems filesystems-release \
-	corruption corruption-release fuzz fuzz-long demo bench lint
+	corruption corruption-release fuzz fuzz-long demo bench compare compare-full compare-setup lint lint-compare
 
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 60
@@ -85,12 +85,31 @@ demo:
 bench:
 	cargo bench --locked
 
+# oncekey beside rivals: a few minutes, and hours. What isn't installed is left out; see `compare-setup`.
+ROCKSDB = $(wildcard /usr/include/rocksdb/c.h)
+COMPARE = ROCKSDB_LIB_DIR=$(dir $(firstword $(wildcard /usr/lib/*/librocksdb.so /usr/lib/librocksdb.so))) ROCKSDB_INCLUDE_DIR=/usr/include \
+	cargo run --locked --release --manifest-path benches/compare/Cargo.toml $(if $(ROCKSDB),--features rocksdb) --
+
+compare:
+	$(COMPARE) --selection quick --chart target/compare/chart.svg
+
+compare-full:
+	$(COMPARE) --selection full --chart target/compare/chart.svg
+
+compare-setup:
+	.ci/install-rivals
+
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	cargo clippy --locked --all-features --test '*' -- -D warnings
 	cargo clippy --locked --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+# Of the comparison, which is a package of its own.
+lint-compare:
+	cargo fmt --manifest-path benches/compare/Cargo.toml --check
+	cargo clippy --locked --manifest-path benches/compare/Cargo.toml -- -D warnings
 
 # Whether the rigs catch bugs: those of src/planted.rs, one at a time.
 planted:
