@@ -140,7 +140,8 @@ pub struct Space {
     pub device: Option<f64>,
     /// Of journal, a pair of records.
     pub pair: Option<f64>,
-    /// Sent to the device per byte of journal, by whomever, when the first segments have long been made.
+    /// Sent to the device per byte of journal, when the first segments have long been made: the lesser of what the device
+    /// counts and of what the process dirtied.
     pub device_per_journal_byte: Option<f64>,
 }
 
@@ -230,7 +231,6 @@ impl Level {
 }
 
 impl KeyForm {
-    #[expect(clippy::len_without_is_empty, reason = "no key is empty")]
     pub fn len(self) -> usize {
         match self {
             KeyForm::Binary => 16,

@@ -46,11 +46,11 @@ pub fn draw(found: &Found, path: &Path) -> Result<()> {
     area.fill(&WHITE)?;
     let font = |size| ("sans-serif", size).into_font().color(&INK);
     let title = "Operations a second, 1,000,000 keys, 1 thread: FRESH (reserve and complete), REPLAY";
-    area.draw(&Text::new(title, (12, 14), font(16)))?;
+    area.draw(&Text::new(title, (12, 14), font(20)))?;
     for (i, (name, color)) in [("FRESH", FRESH), ("REPLAY", REPLAY)].into_iter().enumerate() {
         let x = LEFT + 110 * i as i32;
         area.draw(&Rectangle::new([(x, 40), (x + 12, 52)], color.filled()))?;
-        area.draw(&Text::new(name, (x + 18, 39), font(14)))?;
+        area.draw(&Text::new(name, (x + 18, 39), font(17)))?;
     }
 
     let x_of = |value: f64| {
@@ -62,19 +62,19 @@ pub fn draw(found: &Found, path: &Path) -> Result<()> {
         let value = 10_f64.powi(power);
         let x = x_of(value);
         area.draw(&PathElement::new([(x, TOP), (x, bottom)], GRID))?;
-        let label = font(13).pos(Pos::new(HPos::Center, VPos::Top));
+        let label = font(16).pos(Pos::new(HPos::Center, VPos::Top));
         area.draw(&Text::new(rate(value).replace(".00", "").replace(".0", ""), (x, bottom + 6), label))?;
     }
     for (i, row) in rows.iter().enumerate() {
         let y = TOP + ROW * i as i32 + 4;
         let name = format!("{}, {}", row.subject.peer.name(), row.subject.level.name());
         let right = Pos::new(HPos::Right, VPos::Center);
-        area.draw(&Text::new(name, (LEFT - 8, y + BAR), font(13).pos(right)))?;
+        area.draw(&Text::new(name, (LEFT - 8, y + BAR), font(16).pos(right)))?;
         for (offset, value, color) in [(0, row.fresh, FRESH), (BAR, row.replay, REPLAY)] {
             let Some(value) = value else { continue };
             let (y, end) = (y + offset, x_of(value));
             area.draw(&Rectangle::new([(LEFT, y), (end, y + BAR - 2)], color.filled()))?;
-            area.draw(&Text::new(rate(value), (end + 5, y + 2), font(12)))?;
+            area.draw(&Text::new(rate(value), (end + 5, y + 2), font(15)))?;
         }
     }
     area.present()?;

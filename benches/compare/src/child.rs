@@ -1,7 +1,7 @@
 //! One cell, measured in a process of its own: no peer finds the heap, the page tables or the threads of another.
 
-use crate::cell::{Cell, Expiry, Job, Latency, Level, PeerName, Reading, Reopening, Report, Space, Workload};
-use crate::peer::{Decision, Peer, Result, Session, Setup};
+use crate::cell::{Cell, Expiry, Job, Latency, Level, PeerName, Reading, Reopening, Report, Space, Subject, Workload};
+use crate::peer::{Decision, Load, Peer, Result, Session, Setup};
 use crate::peers;
 use crate::probe;
 use crate::workload::{Answers, Asked, Watch, Zipf, mix};
@@ -22,6 +22,9 @@ const BEFORE_DUE: Duration = Duration::from_secs(1);
 const WARM_UP: u64 = 1 << 40;
 /// Number of the first key that is written when all else is measured.
 const LATER: u64 = 1 << 41;
+/// Bytes that are loaded at a time, and for how many times the limit.
+const LOAD_BYTES: u64 = 16 << 20;
+const LOAD_LIMITS: u32 = 8;
 /// Keys that are looked at after a `kill -9`.
 const CHECKED: u64 = 1000;
 
@@ -64,6 +67,7 @@ struct Bench<'a, P> {
     peer: &'a P,
     cell: &'a Cell,
     answers: &'a Answers,
+    watch: &'a Watch,
 }
 
 /// What the threads got done.
@@ -199,6 +203,32 @@ impl<P: Peer> Bench<'_, P> {
         })
     }
 
+    /// Fills in the rest of the keys that are numbered from `from`, of which there are `filled`, in bulk; returns how many
+    /// there are then.
+    fn top_up(&self, from: u64, mut filled: u64) -> Result<u64> {
+        if !self.cell.subject.is_slow() {
+            return Ok(filled);
+        }
+        let Subject { keys, key_form, answer_len, .. } = self.cell.subject;
+        let step = (LOAD_BYTES / (answer_len as u64 + 64)).min(10_000);
+        let start = Instant::now();
+        while filled < keys && start.elapsed() < LOAD_LIMITS * self.limit() {
+            let to = keys.min(filled + step);
+            let numbers = from + filled..from + to;
+            self.peer.load(&Load { numbers, key_form, answers: self.answers, watch: self.watch })?;
+            filled = to;
+        }
+        Ok(filled)
+    }
+
+    /// Fills in keys numbered from `from`, as it comes; returns how many.
+    fn fill(&self, from: u64, limit: Duration) -> Result<u64> {
+        if self.cell.subject.is_slow() {
+            return self.top_up(from, 0);
+        }
+        Ok(self.fresh(from, self.cell.subject.keys, limit, false).ops)
+    }
+
     fn replay(&self, filled: u64, count: u64, is_timed: bool) -> Pass {
         let threads = self.cell.subject.threads as u64;
         self.pass(|thread, session| {
@@ -276,7 +306,7 @@ fn fresh_and_more<P: Peer>(cell: &Cell, then: &[Workload]) -> Result<Report> {
     let device = probe::device_bytes(&cell.dir);
     let anonymous = probe::anonymous_bytes(process::id());
     let peer = P::open(&setup)?;
-    let bench = Bench { peer: &peer, cell, answers: &answers };
+    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
     let whose = peer.server().unwrap_or(process::id());
     let anonymous = if peer.server().is_some() { probe::anonymous_bytes(whose) } else { anonymous };
     let written = probe::written_bytes(whose).filter(|_| peer.server().is_some()).or(Some(0));
@@ -286,23 +316,30 @@ fn fresh_and_more<P: Peer>(cell: &Cell, then: &[Workload]) -> Result<Report> {
         bench.fresh(WARM_UP, subject.keys / 10, bench.limit() / 4, false);
     }
     let pass = bench.fresh(0, subject.keys, bench.limit(), is_slow);
-    let filled = pass.turns * subject.threads as u64;
+    let done = pass.turns * subject.threads as u64;
     peer.settle();
-    let each = |bytes: u64| bytes as f64 / pass.ops as f64;
-    let anonymous = each(probe::anonymous_bytes(whose).saturating_sub(anonymous));
-    let disk = is_stored.then(|| each(probe::allocated_bytes(&cell.dir)));
     if is_stored {
         probe::sync_all(&cell.dir)?;
     }
     let since = |now: Option<u64>, then: Option<u64>| {
-        is_stored.then_some(()).and(now).zip(then).map(|(now, then)| each(now.saturating_sub(then)))
+        let bytes = now?.saturating_sub(then?);
+        is_stored.then(|| bytes as f64 / pass.ops as f64)
     };
+    let written = since(probe::written_bytes(whose), written);
+    let device = since(probe::device_bytes(&cell.dir), device);
+
+    let filled = if then.is_empty() { done } else { bench.top_up(0, done)? };
+    peer.settle();
+    if is_stored {
+        probe::sync_all(&cell.dir)?;
+    }
+    let each = |bytes: u64| bytes as f64 / filled.max(pass.ops) as f64;
     let pair = P::pair_bytes(&setup);
     let space = Space {
-        anonymous,
-        disk,
-        written: since(probe::written_bytes(whose), written),
-        device: since(probe::device_bytes(&cell.dir), device),
+        anonymous: each(probe::anonymous_bytes(whose).saturating_sub(anonymous)),
+        disk: is_stored.then(|| each(probe::allocated_bytes(&cell.dir))),
+        written,
+        device,
         pair,
         device_per_journal_byte: None,
     };
@@ -310,7 +347,7 @@ fn fresh_and_more<P: Peer>(cell: &Cell, then: &[Workload]) -> Result<Report> {
         rate: Some(pass.rate()),
         latency: pass.latency(),
         space: Some(space),
-        ..bench.reading(Workload::Fresh, filled)
+        ..bench.reading(Workload::Fresh, done)
     }];
 
     let count = (2 * filled).min(REPLAYS);
@@ -347,26 +384,30 @@ fn device_per_journal_byte<P: Peer>(bench: &Bench<'_, P>, pair: f64) -> Result<O
     let dir = &bench.cell.dir;
     probe::sync_all(dir)?;
     let before = probe::device_bytes(dir);
+    let written = probe::written_bytes(process::id());
     let pass = bench.fresh(LATER, bench.cell.subject.keys / 2, bench.limit(), false);
     bench.peer.settle();
     probe::sync_all(dir)?;
     let sent = before.zip(probe::device_bytes(dir)).map(|(before, after)| after.saturating_sub(before));
+    // Others write too, and pages of ours are sent no oftener than they become dirty.
+    let dirtied = written.zip(probe::written_bytes(process::id())).map(|(before, after)| after - before);
+    let sent = sent.into_iter().chain(dirtied).min();
     Ok(sent.map(|sent| sent as f64 / (pass.ops as f64 * pair)))
 }
 
 fn latency<P: Peer>(cell: &Cell) -> Result<Report> {
-    let answers = Answers::new(cell.subject.answer_len);
-    let peer = P::open(&setup(cell))?;
-    let bench = Bench { peer: &peer, cell, answers: &answers };
+    let (setup, answers) = (setup(cell), Answers::new(cell.subject.answer_len));
+    let peer = P::open(&setup)?;
+    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
     let pass = bench.fresh(0, cell.subject.keys, bench.limit(), true);
     Ok(Report::Readings(vec![Reading { latency: pass.latency(), ..bench.reading(Workload::Fresh, pass.ops) }]))
 }
 
 /// All threads walk the same new keys; whoever reserves one completes it.
 fn herd<P: Peer>(cell: &Cell) -> Result<Report> {
-    let answers = Answers::new(cell.subject.answer_len);
-    let peer = P::open(&setup(cell))?;
-    let bench = Bench { peer: &peer, cell, answers: &answers };
+    let (setup, answers) = (setup(cell), Answers::new(cell.subject.answer_len));
+    let peer = P::open(&setup)?;
+    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
     let keys = if cell.subject.is_slow() { cell.subject.keys.min(SLOW_HERD) } else { cell.subject.keys };
     let winners = parking_lot::Mutex::new(vec![0_u8; keys as usize]);
     let pass = bench.pass(|_, session| {
@@ -392,32 +433,32 @@ fn herd<P: Peer>(cell: &Cell) -> Result<Report> {
 
 /// Fills and reclaims twice: with nothing beside, and beside FRESH.
 fn expire<P: Peer>(cell: &Cell) -> Result<Report> {
-    let answers = Answers::new(cell.subject.answer_len);
-    let peer = P::open(&setup(cell))?;
-    let bench = Bench { peer: &peer, cell, answers: &answers };
+    let (setup, answers) = (setup(cell), Answers::new(cell.subject.answer_len));
+    let peer = P::open(&setup)?;
+    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
     let reclaim = peer.reclaims().ok_or("it has no expiry of its own")?;
-    let limit = if reclaim.follows_wall_clock() { Duration::from_secs_f64(cell.limit_s) } else { bench.limit() };
+    let limit = if reclaim.follows_wall_clock() { Duration::from_secs_f64(2.0 * cell.limit_s) } else { bench.limit() };
     let fill_ms = limit.as_millis() as u64 + 1000;
 
     reclaim.arm(fill_ms);
-    let alone = bench.fresh(0, cell.subject.keys, limit, false);
+    let alone = bench.fill(0, limit)?;
     peer.settle();
     reclaim.fall_due();
     let start = Instant::now();
-    reclaim.reclaim(alone.ops);
-    let ns_a_key = start.elapsed().as_nanos() as f64 / alone.ops as f64;
+    reclaim.reclaim(alone);
+    let ns_a_key = start.elapsed().as_nanos() as f64 / alone as f64;
 
     reclaim.arm(fill_ms + BEFORE_DUE.as_millis() as u64);
-    let beside = bench.fresh(alone.ops, cell.subject.keys, limit, false);
+    let beside = bench.fill(alone, limit)?;
     peer.settle();
-    let from = alone.ops + beside.ops;
+    let from = alone + beside;
     let before = bench.fresh(from, u64::MAX / 2, BEFORE_DUE, true);
     reclaim.fall_due();
     let is_over = AtomicBool::new(false);
     let start = Instant::now();
     let (during, took) = std::thread::scope(|scope| {
         let reclaiming = scope.spawn(|| {
-            reclaim.reclaim(beside.ops + before.ops);
+            reclaim.reclaim(beside + before.ops);
             is_over.store(true, Ordering::Relaxed);
             start.elapsed()
         });
@@ -445,15 +486,15 @@ fn expire<P: Peer>(cell: &Cell) -> Result<Report> {
         during: latency(&during)?,
         took_s: took.as_secs_f64(),
     };
-    Ok(Report::Readings(vec![Reading { expiry: Some(expiry), ..bench.reading(Workload::Expire, alone.ops) }]))
+    Ok(Report::Readings(vec![Reading { expiry: Some(expiry), ..bench.reading(Workload::Expire, alone) }]))
 }
 
 fn fill<P: Peer>(cell: &Cell) -> Result<Report> {
-    let answers = Answers::new(cell.subject.answer_len);
-    let peer = P::open(&setup(cell))?;
-    let bench = Bench { peer: &peer, cell, answers: &answers };
-    let pass = bench.fresh(0, cell.subject.keys, bench.limit(), false);
-    crate::say(&Report::Filled(pass.ops));
+    let (setup, answers) = (setup(cell), Answers::new(cell.subject.answer_len));
+    let peer = P::open(&setup)?;
+    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
+    let done = bench.fresh(0, cell.subject.keys, bench.limit(), false).ops;
+    crate::say(&Report::Filled(bench.top_up(0, done)?));
     // Until it is killed, with all threads of the peer running.
     loop {
         std::thread::park();
@@ -465,7 +506,7 @@ fn reopen<P: Peer>(cell: &Cell, filled: u64) -> Result<Report> {
     let setup = setup(cell);
     let start = Instant::now();
     let peer = P::open(&setup)?;
-    let bench = Bench { peer: &peer, cell, answers: &answers };
+    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
     let mut session = peer.session();
     let mut holds = |i| {
         let asked = bench.asked(i);

@@ -114,7 +114,7 @@ fn compare(args: &Args) -> Result<()> {
     let report = report::markdown(&found, start.elapsed());
     print!("{report}");
     fs::write(out.join("report.md"), &report)?;
-    let raw = serde_json::json!({ "readings": found.readings, "missing": found.missing });
+    let raw = serde_json::json!({ "readings": found.readings, "missing": found.missing, "spent": found.spent });
     fs::write(out.join("cells.json"), serde_json::to_string_pretty(&raw)?)?;
     if let Some(path) = &args.chart {
         chart::draw(&found, path)?;

@@ -1,8 +1,9 @@
 //! The one interface that every peer is driven through.
 
 use crate::cell::{KeyForm, Level};
-use crate::workload::{LEASE_MS, Watch, touch};
+use crate::workload::{Answers, Asked, LEASE_MS, Watch, touch};
 use oncekey::Clock;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -34,6 +35,18 @@ pub trait Peer: Sync + Sized {
 
     /// Returns when what was acknowledged is written, so that the next workload doesn't pay for the last.
     fn settle(&self) {}
+
+    /// Completes many keys as fast as it can, for what is measured on a full table.
+    fn load(&self, load: &Load<'_>) -> Result<()> {
+        let mut session = self.session();
+        load.each(|record| match session.reserve(record.key, record.fingerprint) {
+            Decision::Fresh(ticket) => {
+                session.complete(ticket, record.key, record.fingerprint, record.answer);
+                Ok(())
+            }
+            Decision::InFlight | Decision::Replay(_) => Ok(()),
+        })
+    }
 
     /// The process whose memory and writes are the peer's, where that isn't the caller's.
     fn server(&self) -> Option<u32> {
@@ -80,6 +93,44 @@ pub trait Reclaim: Sync {
 
     /// Returns when `keys` more keys were reclaimed than at the last call.
     fn reclaim(&self, keys: u64);
+}
+
+/// Keys to complete in bulk.
+pub struct Load<'a> {
+    pub numbers: Range<u64>,
+    pub key_form: KeyForm,
+    pub answers: &'a Answers,
+    pub watch: &'a Watch,
+}
+
+pub struct Completed<'a> {
+    pub key: &'a [u8],
+    pub fingerprint: &'a [u8; 16],
+    pub until_ms: u64,
+    pub answer: &'a [u8],
+}
+
+impl Load<'_> {
+    pub fn each(&self, mut complete: impl FnMut(Completed<'_>) -> Result<()>) -> Result<()> {
+        self.numbers.clone().try_for_each(|i| {
+            let asked = Asked::new(i, self.key_form);
+            complete(Completed {
+                key: asked.key(),
+                fingerprint: &asked.fingerprint,
+                until_ms: self.watch.kept_until_ms(),
+                answer: self.answers.answer(i),
+            })
+        })
+    }
+
+    /// As [`each`](Load::each), with the record as byte-oriented engines hold it.
+    pub fn each_record(&self, mut put: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+        let mut buffer = Vec::new();
+        self.each(|Completed { key, fingerprint, until_ms, answer }| {
+            record::complete(&mut buffer, fingerprint, until_ms, answer);
+            put(key, &buffer)
+        })
+    }
 }
 
 /// What a peer is opened with.

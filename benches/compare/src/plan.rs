@@ -77,9 +77,9 @@ pub fn quick() -> Vec<Group> {
     let item = |subject, job: &Job, rounds, limit_s| Item { subject, job: job.clone(), rounds, limit_s };
 
     let mut base: Vec<_> =
-        core.iter().map(|(peer, level)| item(subject(*peer, *level, MILLION, 1), &replays, 3, 2.0)).collect();
+        core.iter().map(|(peer, level)| item(subject(*peer, *level, MILLION, 1), &replays, 3, 1.5)).collect();
     let others = everybody().into_iter().filter(|other| !core.contains(other));
-    base.extend(others.map(|(peer, level)| item(subject(peer, level, MILLION, 1), &replays, 1, 1.5)));
+    base.extend(others.map(|(peer, level)| item(subject(peer, level, MILLION, 1), &replays, 1, 1.0)));
 
     let two = core.iter().filter(|(peer, level)| *level == Level::Kill || matches!(peer, Dashmap | Scc));
     let two = two.map(|(peer, level)| item(subject(*peer, *level, MILLION, 2), &run(&[]), 2, 2.0)).collect();

@@ -15,9 +15,12 @@ table took turns; rates, latencies and bytes are medians over rounds. *oncekey a
 Latencies are those of single operations, with one clock read between two. Where an operation takes microseconds they are of the
 pass that the rate is of; else of another pass, over a store of its own for FRESH, so that the clock isn't in the rate.
 
-*there* is the number of keys that were filled in, fewer than asked for where the time was up: a peer's REPLAY and MIXED are then on that
-smaller table. Bytes are a key: anonymous memory of the process (Redis: of its server); allocated to files; *written* as the process
-dirtied pages (`write_bytes` of `/proc/self/io`); *to the device*, by the block device's own count, which others write to as well.
+*there* is the number of keys: of FRESH, those that were done when the time was up; of REPLAY and MIXED, those that there were after the rest
+had been loaded in bulk, fewer than asked for where that took too long. Bytes are a key: anonymous memory of the process (Redis: of its server)
+and what is allocated to its files, when all are loaded; *written* as the process dirtied pages (`write_bytes` of `/proc/self/io`) and
+what went *to the device* by the block device's own count, others' writes included, both while FRESH ran.
+
+EXPIRE and REOPEN start from loaded tables too. Who isn't in EXPIRE has no way of its own to find what fell due.
 ";
 
 /// A table's heading.
@@ -87,8 +90,11 @@ fn machine() -> String {
     format!("{cores} cores of {model}, Linux {}, load {load} at the end", kernel.trim())
 }
 
+/// Writes a subject's columns.
+type MakeRow = fn(&Found, Workload, &Subject) -> Vec<String>;
+
 fn table(found: &Found, workload: Workload, subjects: &[Subject]) -> String {
-    let (head, row): (&[&str], fn(&Found, Workload, &Subject) -> Vec<String>) = match workload {
+    let (head, row): (&[&str], MakeRow) = match workload {
         Workload::Fresh => (
             &[
                 "rate",

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A cell that came to nothing.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -18,9 +18,18 @@ pub struct Missing {
     pub why: String,
 }
 
+/// What a cell cost us.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Spent {
+    pub subject: Subject,
+    pub job: Job,
+    pub seconds: f64,
+}
+
 #[derive(Default)]
 pub struct Found {
     pub readings: Vec<Reading>,
+    pub spent: Vec<Spent>,
     pub missing: Vec<Missing>,
 }
 
@@ -52,7 +61,11 @@ impl Found {
         let dir = tempfile::Builder::new().prefix("cell-").tempdir_in(dir)?;
         let cell =
             Cell { subject: item.subject, job: item.job.clone(), limit_s: item.limit_s, dir: dir.path().to_owned() };
-        let why = match measure_one(&cell) {
+        let start = Instant::now();
+        let report = measure_one(&cell);
+        let seconds = start.elapsed().as_secs_f64();
+        self.spent.push(Spent { subject: item.subject, job: item.job.clone(), seconds });
+        let why = match report {
             Ok(Report::Readings(readings)) => {
                 self.readings.extend(readings.into_iter().map(|reading| Reading { round, ..reading }));
                 return Ok(());

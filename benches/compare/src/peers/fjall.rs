@@ -4,7 +4,7 @@
 //! `persist(SyncData)` after it, outside of the lock; concurrent callers each sync, as fjall has no group commit.
 
 use crate::cell::Level;
-use crate::peer::{Decision, Peer, Result, Session, Setup, Stripes, record};
+use crate::peer::{Decision, Load, Peer, Result, Session, Setup, Stripes, record};
 use crate::workload::Watch;
 use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use oncekey::Clock;
@@ -31,6 +31,15 @@ impl Peer for Fjall {
         let keys = database.keyspace("keys", KeyspaceCreateOptions::default)?;
         let is_synced = setup.level == Level::Power;
         Ok(Fjall { database, keys, stripes: Stripes::new(), is_synced, watch: Arc::clone(&setup.watch) })
+    }
+
+    fn load(&self, load: &Load<'_>) -> Result<()> {
+        let mut batch = self.database.batch();
+        load.each_record(|key, record| {
+            batch.insert(&self.keys, key, record);
+            Ok(())
+        })?;
+        Ok(batch.commit()?)
     }
 
     fn session(&self) -> FjallSession<'_> {

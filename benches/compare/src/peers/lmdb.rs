@@ -5,7 +5,7 @@
 //! commit.
 
 use crate::cell::Level;
-use crate::peer::{Decision, Peer, Result, Session, Setup, record};
+use crate::peer::{Decision, Load, Peer, Result, Session, Setup, record};
 use crate::workload::Watch;
 use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions};
@@ -37,6 +37,12 @@ impl Peer for Lmdb {
         let keys = env.database_options().types::<Bytes, Bytes>().create(&mut txn)?;
         txn.commit()?;
         Ok(Lmdb { env, keys, watch: Arc::clone(&setup.watch) })
+    }
+
+    fn load(&self, load: &Load<'_>) -> Result<()> {
+        let mut write = self.env.write_txn()?;
+        load.each_record(|key, record| Ok(self.keys.put(&mut write, key, record)?))?;
+        Ok(write.commit()?)
     }
 
     fn session(&self) -> LmdbSession<'_> {

@@ -5,7 +5,7 @@
 //! backend whose `sync_data` does nothing: they are in the page cache then. Writers take turns; there is no group commit.
 
 use crate::cell::Level;
-use crate::peer::{Decision, Peer, Result, Session, Setup, record};
+use crate::peer::{Decision, Load, Peer, Result, Session, Setup, record};
 use crate::workload::Watch;
 use ::redb::backends::FileBackend;
 use ::redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
@@ -72,6 +72,14 @@ impl Peer for Redb {
         write.open_table(KEYS)?;
         write.commit()?;
         Ok(Redb { database, watch: Arc::clone(&setup.watch) })
+    }
+
+    fn load(&self, load: &Load<'_>) -> Result<()> {
+        let write = self.database.begin_write()?;
+        let mut table = write.open_table(KEYS)?;
+        load.each_record(|key, record| Ok(table.insert(key, record).map(|_| ())?))?;
+        drop(table);
+        Ok(write.commit()?)
     }
 
     fn session(&self) -> RedbSession<'_> {

@@ -6,7 +6,7 @@
 //! Redis looks for expired keys by itself, ten times a second (`hz`).
 
 use crate::cell::Level;
-use crate::peer::{Decision, Peer, Reclaim, Result, Session, Setup, record, sleep_until};
+use crate::peer::{Completed, Decision, Load, Peer, Reclaim, Result, Session, Setup, record, sleep_until};
 use crate::workload::{LEASE_MS, Watch};
 use ::redis::{Client, Connection, ConnectionAddr};
 use oncekey::Clock;
@@ -80,6 +80,17 @@ impl Peer for Redis {
         };
         peer.wait_until_loaded()?;
         Ok(peer)
+    }
+
+    fn load(&self, load: &Load<'_>) -> Result<()> {
+        let mut pipeline = ::redis::pipe();
+        let mut buffer = Vec::new();
+        load.each(|Completed { key, fingerprint, until_ms, answer }| {
+            record::complete(&mut buffer, fingerprint, until_ms, answer);
+            pipeline.cmd("SET").arg(key).arg(&buffer).arg("PXAT").arg(until_ms).ignore();
+            Ok(())
+        })?;
+        Ok(pipeline.exec(&mut self.client.get_connection()?)?)
     }
 
     fn session(&self) -> RedisSession<'_> {

@@ -5,9 +5,9 @@
 //! concurrent writers share syncs. Bloom filters of ten bits a key, the other settings as they come.
 
 use crate::cell::Level;
-use crate::peer::{Decision, Peer, Result, Session, Setup, Stripes, record};
+use crate::peer::{Decision, Load, Peer, Result, Session, Setup, Stripes, record};
 use crate::workload::Watch;
-use ::rocksdb::{BlockBasedOptions, DB, Options, WriteOptions};
+use ::rocksdb::{BlockBasedOptions, DB, Options, WriteBatch, WriteOptions};
 use oncekey::Clock;
 use std::sync::Arc;
 
@@ -36,6 +36,15 @@ impl Peer for Rocksdb {
         let keys = DB::open(&options, setup.dir.join("rocksdb"))?;
         let is_synced = setup.level == Level::Power;
         Ok(Rocksdb { keys, stripes: Stripes::new(), is_synced, watch: Arc::clone(&setup.watch) })
+    }
+
+    fn load(&self, load: &Load<'_>) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        load.each_record(|key, record| {
+            batch.put(key, record);
+            Ok(())
+        })?;
+        Ok(self.keys.write(batch)?)
     }
 
     fn session(&self) -> RocksdbSession<'_> {

@@ -3,7 +3,7 @@
 //! Without the flush, writes stay in buffers of the process for up to half a second, which a `kill -9` takes along. The flush
 //! ends in `sync_file_range`, which power-loss safety takes more than, so sled has no column there.
 
-use crate::peer::{Decision, Peer, Result, Session, Setup, record};
+use crate::peer::{Decision, Load, Peer, Result, Session, Setup, record};
 use crate::workload::Watch;
 use ::sled::Db;
 use oncekey::Clock;
@@ -25,6 +25,17 @@ impl Peer for Sled {
     fn open(setup: &Setup) -> Result<Self> {
         let keys = ::sled::Config::new().path(setup.dir.join("sled")).flush_every_ms(None).open()?;
         Ok(Sled { keys, watch: Arc::clone(&setup.watch) })
+    }
+
+    fn load(&self, load: &Load<'_>) -> Result<()> {
+        let mut batch = ::sled::Batch::default();
+        load.each_record(|key, record| {
+            batch.insert(key, record);
+            Ok(())
+        })?;
+        self.keys.apply_batch(batch)?;
+        self.flush();
+        Ok(())
     }
 
     fn session(&self) -> SledSession<'_> {

@@ -6,7 +6,7 @@
 //! the expiry only where expiry is measured; then batches of a thousand are deleted through it.
 
 use crate::cell::Level;
-use crate::peer::{Decision, Peer, Reclaim, Result, Session, Setup, record};
+use crate::peer::{Completed, Decision, Load, Peer, Reclaim, Result, Session, Setup, record};
 use crate::workload::{RETENTION, Watch, touch};
 use oncekey::Clock;
 use parking_lot::Mutex;
@@ -22,6 +22,7 @@ const LOOK_UP: &str = "SELECT fingerprint, until_ms, answer FROM keys WHERE key 
 const RESERVE: &str = "INSERT INTO keys (key, fingerprint, until_ms) VALUES (?1, ?2, ?3)
     ON CONFLICT DO UPDATE SET fingerprint = ?2, until_ms = ?3, answer = NULL WHERE until_ms <= ?4";
 const COMPLETE: &str = "UPDATE keys SET until_ms = ?2, answer = ?3 WHERE key = ?1";
+const LOAD: &str = "INSERT OR REPLACE INTO keys VALUES (?1, ?2, ?3, ?4)";
 const SWEEP: &str = "DELETE FROM keys WHERE key IN (SELECT key FROM keys WHERE until_ms <= ?1 LIMIT 1000)";
 
 pub struct Sqlite {
@@ -48,6 +49,18 @@ impl Peer for Sqlite {
             writer.execute("CREATE INDEX IF NOT EXISTS due ON keys (until_ms)", [])?;
         }
         Ok(Sqlite { path, writer: Mutex::new(writer), watch: Arc::clone(&setup.watch) })
+    }
+
+    fn load(&self, load: &Load<'_>) -> Result<()> {
+        let mut writer = self.writer.lock();
+        let transaction = writer.transaction()?;
+        let mut insert = transaction.prepare_cached(LOAD)?;
+        load.each(|Completed { key, fingerprint, until_ms, answer }| {
+            insert.execute(params![key, fingerprint, until_ms as i64, answer])?;
+            Ok(())
+        })?;
+        drop(insert);
+        Ok(transaction.commit()?)
     }
 
     fn session(&self) -> SqliteSession<'_> {
