@@ -131,7 +131,7 @@ pub struct Latency {
 /// Bytes a key, after the filling.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Space {
-    pub anonymous: f64,
+    pub anonymous: Option<f64>,
     /// Allocated to files.
     pub disk: Option<f64>,
     /// Dirtied by the process, by its `write_bytes`.
@@ -140,9 +140,9 @@ pub struct Space {
     pub device: Option<f64>,
     /// Of journal, a pair of records.
     pub pair: Option<f64>,
-    /// Sent to the device per byte of journal, when the first segments have long been made: the lesser of what the device
-    /// counts and of what the process dirtied.
-    pub device_per_journal_byte: Option<f64>,
+    /// Dirtied by the process per byte of journal, when the first segments have long been made; nothing is sent to the
+    /// device that isn't dirty.
+    pub dirtied_per_journal_byte: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -226,6 +226,19 @@ impl Level {
             Level::Memory => "memory",
             Level::Kill => "kill -9 safe",
             Level::Power => "power-loss safe",
+        }
+    }
+}
+
+impl Job {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Job::Run { .. } => "rates",
+            Job::Latency => "latencies",
+            Job::Herd => "herd",
+            Job::Expire => "expiry",
+            Job::Fill => "fill and kill",
+            Job::Reopen { .. } => "reopening",
         }
     }
 }

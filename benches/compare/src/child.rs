@@ -7,6 +7,7 @@ use crate::probe;
 use crate::workload::{Answers, Asked, Watch, Zipf, mix};
 use hdrhistogram::Histogram;
 use std::hint::black_box;
+use std::mem::ManuallyDrop;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -203,8 +204,8 @@ impl<P: Peer> Bench<'_, P> {
         })
     }
 
-    /// Fills in the rest of the keys that are numbered from `from`, of which there are `filled`, in bulk; returns how many
-    /// there are then.
+    /// Fills in the rest of the keys that are numbered from `from`, of which there are `filled`, in bulk; returns how
+    /// many there are then.
     fn top_up(&self, from: u64, mut filled: u64) -> Result<u64> {
         if !self.cell.subject.is_slow() {
             return Ok(filled);
@@ -279,7 +280,7 @@ impl<P: Peer> Bench<'_, P> {
 fn setup(cell: &Cell) -> Setup {
     let subject = &cell.subject;
     let keys = match &cell.job {
-        Job::Run { then } if then.contains(&Workload::Mixed) => subject.keys + REPLAYS / 2,
+        Job::Run { then } if then.contains(&Workload::Mixed) => subject.keys + REPLAYS.min(2 * subject.keys) / 4,
         Job::Expire => 2 * subject.keys + 4_000_000,
         Job::Run { .. } if subject.level == Level::Power => subject.keys + subject.keys / 10,
         Job::Run { .. } | Job::Latency | Job::Herd | Job::Fill | Job::Reopen { .. } => subject.keys,
@@ -295,6 +296,11 @@ fn setup(cell: &Cell) -> Setup {
     }
 }
 
+/// Left open, as closing isn't measured and the process ends soon.
+fn open<P: Peer>(setup: &Setup) -> Result<ManuallyDrop<P>> {
+    P::open(setup).map(ManuallyDrop::new)
+}
+
 fn fresh_and_more<P: Peer>(cell: &Cell, then: &[Workload]) -> Result<Report> {
     let (subject, setup) = (&cell.subject, setup(cell));
     let answers = Answers::new(subject.answer_len);
@@ -303,18 +309,23 @@ fn fresh_and_more<P: Peer>(cell: &Cell, then: &[Workload]) -> Result<Report> {
     if is_stored {
         probe::sync_all(&cell.dir)?;
     }
-    let device = probe::device_bytes(&cell.dir);
-    let anonymous = probe::anonymous_bytes(process::id());
-    let peer = P::open(&setup)?;
-    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
-    let whose = peer.server().unwrap_or(process::id());
-    let anonymous = if peer.server().is_some() { probe::anonymous_bytes(whose) } else { anonymous };
-    let written = probe::written_bytes(whose).filter(|_| peer.server().is_some()).or(Some(0));
+    let own = process::id();
+    let counts = |process| (probe::anonymous_bytes(process), probe::written_bytes(process));
+    let (mut before, mut device) = (counts(own), probe::device_bytes(&cell.dir));
+    let peer = open::<P>(&setup)?;
+    let bench = Bench { peer: &*peer, cell, answers: &answers, watch: &setup.watch };
+    let whose = peer.server().unwrap_or(own);
+    if whose != own {
+        before = counts(whose);
+    }
 
-    if subject.level == Level::Power {
+    let is_synced = subject.level == Level::Power;
+    if is_synced {
         // Afterwards the first files are made, and what is measured is syncs.
         bench.fresh(WARM_UP, subject.keys / 10, bench.limit() / 4, false);
+        (before, device) = (counts(whose), probe::device_bytes(&cell.dir));
     }
+    let (anonymous, written) = before;
     let pass = bench.fresh(0, subject.keys, bench.limit(), is_slow);
     let done = pass.turns * subject.threads as u64;
     peer.settle();
@@ -333,15 +344,16 @@ fn fresh_and_more<P: Peer>(cell: &Cell, then: &[Workload]) -> Result<Report> {
     if is_stored {
         probe::sync_all(&cell.dir)?;
     }
-    let each = |bytes: u64| bytes as f64 / filled.max(pass.ops) as f64;
-    let pair = P::pair_bytes(&setup);
+    // Few keys on top of those that warmed it up tell nothing.
+    let each = |bytes: u64| (!is_synced).then_some(bytes as f64 / filled.max(pass.ops) as f64);
+    let pair = if then.is_empty() { None } else { P::pair_bytes(&setup) };
     let space = Space {
         anonymous: each(probe::anonymous_bytes(whose).saturating_sub(anonymous)),
-        disk: is_stored.then(|| each(probe::allocated_bytes(&cell.dir))),
+        disk: each(probe::allocated_bytes(&cell.dir)).filter(|_| is_stored),
         written,
         device,
         pair,
-        device_per_journal_byte: None,
+        dirtied_per_journal_byte: None,
     };
     let mut readings = vec![Reading {
         rate: Some(pass.rate()),
@@ -374,31 +386,25 @@ fn fresh_and_more<P: Peer>(cell: &Cell, then: &[Workload]) -> Result<Report> {
         });
     }
     if let (Some(pair), Some(space), Level::Kill) = (pair, &mut readings[0].space, subject.level) {
-        space.device_per_journal_byte = device_per_journal_byte(&bench, pair)?;
+        space.dirtied_per_journal_byte = dirtied_per_journal_byte(&bench, pair);
     }
     Ok(Report::Readings(readings))
 }
 
-/// With the spares of the journal there before and after.
-fn device_per_journal_byte<P: Peer>(bench: &Bench<'_, P>, pair: f64) -> Result<Option<f64>> {
-    let dir = &bench.cell.dir;
-    probe::sync_all(dir)?;
-    let before = probe::device_bytes(dir);
-    let written = probe::written_bytes(process::id());
-    let pass = bench.fresh(LATER, bench.cell.subject.keys / 2, bench.limit(), false);
-    bench.peer.settle();
-    probe::sync_all(dir)?;
-    let sent = before.zip(probe::device_bytes(dir)).map(|(before, after)| after.saturating_sub(before));
-    // Others write too, and pages of ours are sent no oftener than they become dirty.
-    let dirtied = written.zip(probe::written_bytes(process::id())).map(|(before, after)| after - before);
-    let sent = sent.into_iter().chain(dirtied).min();
-    Ok(sent.map(|sent| sent as f64 / (pass.ops as f64 * pair)))
+/// Bytes dirtied per byte of journal, as the store is written to without a pause: as many spares before as after.
+fn dirtied_per_journal_byte<P: Peer>(bench: &Bench<'_, P>, pair: f64) -> Option<f64> {
+    let keys = bench.cell.subject.keys;
+    bench.fresh(LATER, keys / 2, bench.limit(), false);
+    let before = probe::written_bytes(process::id())?;
+    let pass = bench.fresh(LATER + keys / 2, 2 * keys, bench.limit(), false);
+    let dirtied = probe::written_bytes(process::id())? - before;
+    Some(dirtied as f64 / (pass.ops as f64 * pair))
 }
 
 fn latency<P: Peer>(cell: &Cell) -> Result<Report> {
     let (setup, answers) = (setup(cell), Answers::new(cell.subject.answer_len));
-    let peer = P::open(&setup)?;
-    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
+    let peer = open::<P>(&setup)?;
+    let bench = Bench { peer: &*peer, cell, answers: &answers, watch: &setup.watch };
     let pass = bench.fresh(0, cell.subject.keys, bench.limit(), true);
     Ok(Report::Readings(vec![Reading { latency: pass.latency(), ..bench.reading(Workload::Fresh, pass.ops) }]))
 }
@@ -406,8 +412,8 @@ fn latency<P: Peer>(cell: &Cell) -> Result<Report> {
 /// All threads walk the same new keys; whoever reserves one completes it.
 fn herd<P: Peer>(cell: &Cell) -> Result<Report> {
     let (setup, answers) = (setup(cell), Answers::new(cell.subject.answer_len));
-    let peer = P::open(&setup)?;
-    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
+    let peer = open::<P>(&setup)?;
+    let bench = Bench { peer: &*peer, cell, answers: &answers, watch: &setup.watch };
     let keys = if cell.subject.is_slow() { cell.subject.keys.min(SLOW_HERD) } else { cell.subject.keys };
     let winners = parking_lot::Mutex::new(vec![0_u8; keys as usize]);
     let pass = bench.pass(|_, session| {
@@ -434,8 +440,8 @@ fn herd<P: Peer>(cell: &Cell) -> Result<Report> {
 /// Fills and reclaims twice: with nothing beside, and beside FRESH.
 fn expire<P: Peer>(cell: &Cell) -> Result<Report> {
     let (setup, answers) = (setup(cell), Answers::new(cell.subject.answer_len));
-    let peer = P::open(&setup)?;
-    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
+    let peer = open::<P>(&setup)?;
+    let bench = Bench { peer: &*peer, cell, answers: &answers, watch: &setup.watch };
     let reclaim = peer.reclaims().ok_or("it has no expiry of its own")?;
     let limit = if reclaim.follows_wall_clock() { Duration::from_secs_f64(2.0 * cell.limit_s) } else { bench.limit() };
     let fill_ms = limit.as_millis() as u64 + 1000;
@@ -491,8 +497,8 @@ fn expire<P: Peer>(cell: &Cell) -> Result<Report> {
 
 fn fill<P: Peer>(cell: &Cell) -> Result<Report> {
     let (setup, answers) = (setup(cell), Answers::new(cell.subject.answer_len));
-    let peer = P::open(&setup)?;
-    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
+    let peer = open::<P>(&setup)?;
+    let bench = Bench { peer: &*peer, cell, answers: &answers, watch: &setup.watch };
     let done = bench.fresh(0, cell.subject.keys, bench.limit(), false).ops;
     crate::say(&Report::Filled(bench.top_up(0, done)?));
     // Until it is killed, with all threads of the peer running.
@@ -505,8 +511,8 @@ fn reopen<P: Peer>(cell: &Cell, filled: u64) -> Result<Report> {
     let answers = Answers::new(cell.subject.answer_len);
     let setup = setup(cell);
     let start = Instant::now();
-    let peer = P::open(&setup)?;
-    let bench = Bench { peer: &peer, cell, answers: &answers, watch: &setup.watch };
+    let peer = open::<P>(&setup)?;
+    let bench = Bench { peer: &*peer, cell, answers: &answers, watch: &setup.watch };
     let mut session = peer.session();
     let mut holds = |i| {
         let asked = bench.asked(i);

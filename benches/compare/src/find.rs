@@ -38,7 +38,8 @@ impl Found {
         self.ratio_to_best(one, std::slice::from_ref(other), workload)
     }
 
-    /// As [`ratio`](Found::ratio), to the fastest of several, in rounds that measured all of them that were ever measured.
+    /// As [`ratio`](Found::ratio), to the fastest of several, in rounds that measured all of them that were ever
+    /// measured.
     pub fn ratio_to_best(&self, one: &Subject, others: &[Subject], workload: Workload) -> Option<f64> {
         let others: Vec<_> =
             others.iter().map(|other| self.rates(other, workload)).filter(|rates| !rates.is_empty()).collect();

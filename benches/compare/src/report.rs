@@ -8,17 +8,19 @@ use std::fmt::Write;
 use std::time::Duration;
 
 const NOTES: &str = "\
-Rates are operations a second: of FRESH, pairs of reserve and complete. Each cell ran in a process of its own, and the cells of a
-table took turns; rates, latencies and bytes are medians over rounds. *oncekey against it* is the median of the ratios within a round, and at
-1.00x both are as fast: `Buffered` up to the `kill -9` level, `Synced` at the other.
+Rates are operations a second: of FRESH, pairs of reserve and complete. Each cell ran in a process of its own, and the
+cells of a table took turns; rates, latencies and bytes are medians over rounds. *oncekey against it* is the median of
+the ratios within a round, and at 1.00x both are as fast: `Buffered` up to the `kill -9` level, `Synced` at the other.
 
-Latencies are those of single operations, with one clock read between two. Where an operation takes microseconds they are of the
-pass that the rate is of; else of another pass, over a store of its own for FRESH, so that the clock isn't in the rate.
+Latencies are those of single operations, with one clock read between two. Where an operation takes microseconds they
+are of the pass that the rate is of; else of another pass, over a store of its own for FRESH, so that the clock isn't
+in the rate.
 
-*there* is the number of keys: of FRESH, those that were done when the time was up; of REPLAY and MIXED, those that there were after the rest
-had been loaded in bulk, fewer than asked for where that took too long. Bytes are a key: anonymous memory of the process (Redis: of its server)
-and what is allocated to its files, when all are loaded; *written* as the process dirtied pages (`write_bytes` of `/proc/self/io`) and
-what went *to the device* by the block device's own count, others' writes included, both while FRESH ran.
+*there* is the number of keys: of FRESH, those that were done when the time was up; of REPLAY and MIXED, those that
+there were after the rest had been loaded in bulk, fewer than asked for where that took too long. Bytes are a key:
+anonymous memory of the process (Redis: of its server) and what is allocated to its files, when all are loaded;
+*written* as the process dirtied pages (`write_bytes` of `/proc/self/io`) and what went *to the device* by the block
+device's own count, others' writes included, both while FRESH ran.
 
 EXPIRE and REOPEN start from loaded tables too. Who isn't in EXPIRE has no way of its own to find what fell due.
 ";
@@ -147,7 +149,7 @@ fn fresh(found: &Found, workload: Workload, subject: &Subject) -> Vec<String> {
     };
     let mut row = rated(found, workload, subject);
     row.extend([
-        bytes(|space| Some(space.anonymous)),
+        bytes(|space| space.anonymous),
         bytes(|space| space.disk),
         bytes(|space| space.written),
         bytes(|space| space.device),

@@ -43,7 +43,11 @@ pub fn measure(groups: &[Group], dir: &Path) -> Result<Found> {
         let rounds = group.items.iter().map(|item| item.rounds).max().unwrap_or(0);
         for round in 0..rounds {
             for item in group.items.iter().filter(|item| item.rounds > round) {
-                bar.set_message(format!("{:?}: {}", item.job, item.subject));
+                let message = format!("{}: {}", item.job.name(), item.subject);
+                if bar.is_hidden() {
+                    eprintln!("{}/{cells} {message}", bar.position() + 1);
+                }
+                bar.set_message(message);
                 found.take(item, round, dir)?;
                 bar.inc(1);
             }

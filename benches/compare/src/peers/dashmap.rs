@@ -1,7 +1,7 @@
 //! dashmap with ahash; owned keys and answers.
 //!
-//! A request looks the key up first, which takes a shared lock and no copy of the key, and reserves through the entry API.
-//! Expired keys are swept by `retain`.
+//! A request looks the key up first, which takes a shared lock and no copy of the key, and reserves through the entry
+//! API. Expired keys are swept by `retain`.
 
 use crate::peer::{Decision, Operation, Peer, Reclaim, Result, Session, Setup};
 use crate::workload::{RETENTION, Watch};

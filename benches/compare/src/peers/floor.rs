@@ -1,17 +1,18 @@
 //! Not an engine: the least that reserving and completing can cost on this machine, to hold the others against.
 //!
 //! Tables of a size that suits from the start, over records in one arena whose pages were all touched before the clock
-//! started. It never grows, expires, compacts or recovers. In memory the arena is anonymous; `kill -9` safe it is a mapped file
-//! and each record has a checksum; power-loss safe, callers wait for an `fdatasync` that one of them does for all.
+//! started. It never grows, expires, compacts or recovers. In memory the arena is anonymous; `kill -9` safe it is a
+//! mapped file and each record has a checksum; power-loss safe, callers wait for an `fdatasync` that one of them does
+//! for all.
 //!
 //! ```text
 //! slot    hash (8)  offset of the newest record (8, 0: vacant)
 //! record  crc (4)  key length (2)  completed (2)  answer length (8)  fingerprint (16)  until (8)  key  answer
 //! ```
 //!
-//! Invariants: (F1) every offset in a slot is that of a whole record in the arena, written before the slot was, under the
-//! shard's lock; (F2) bytes of the arena are written once, by the thread that was given them by `next`, and only read after
-//! that; (F3) a slot's index is less than its table's length.
+//! Invariants: (F1) every offset in a slot is that of a whole record in the arena, written before the slot was, under
+//! the shard's lock; (F2) bytes of the arena are written once, by the thread that was given them by `next`, and only
+//! read after that; (F3) a slot's index is less than its table's length.
 #![allow(unsafe_code, reason = "records are written and read in place")]
 
 use crate::cell::Level;
@@ -140,8 +141,8 @@ fn mapped(setup: &Setup, len: usize) -> Result<(MmapRaw, File)> {
     let path = setup.dir.join("floor");
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
     if setup.level == Level::Power {
-        // Small writes make small folios of the page cache. In a large one each record dirties up to 2 MiB, which a sync has
-        // to write.
+        // Small writes make small folios of the page cache. In a large one each record dirties up to 2 MiB, which a
+        // sync has to write.
         for at in (0..len).step_by(PAGE) {
             file.write_all_at(&[0; PAGE], at as u64)?;
         }
@@ -203,8 +204,8 @@ impl Floor {
         let answer = answer.unwrap_or_default();
         let len = HEAD + key.len() + answer.len();
         let at = self.allocate(shard, len.next_multiple_of(8));
-        // SAFETY: F2: `allocate` gave `len` bytes of the arena to this thread alone, and nobody reads them before the slot
-        // says where they are.
+        // SAFETY: F2: `allocate` gave `len` bytes of the arena to this thread alone, and nobody reads them before the
+        // slot says where they are.
         let record = unsafe { std::slice::from_raw_parts_mut(self.arena.as_mut_ptr().add(at), len) };
         record[4..6].copy_from_slice(&(key.len() as u16).to_le_bytes());
         record[6..8].copy_from_slice(&u16::from(is_completed).to_le_bytes());

@@ -1,8 +1,8 @@
 //! LMDB through heed: a read transaction looks the key up, and a write transaction reserves it by `get_or_put`.
 //!
 //! Each commit writes its pages and a meta page with `pwrite`. With `NO_SYNC` (`kill -9` safe) they stay in the page
-//! cache, which the death of the process leaves alone; without, each commit syncs. Writers take turns; there is no group
-//! commit.
+//! cache, which the death of the process leaves alone; without, each commit syncs. Writers take turns; there is no
+//! group commit.
 
 use crate::cell::Level;
 use crate::peer::{Decision, Load, Peer, Result, Session, Setup, record};

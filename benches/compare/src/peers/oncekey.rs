@@ -47,8 +47,8 @@ impl Peer for Oncekey {
         Some(self)
     }
 
-    /// A reservation's fence is its position in the journal, so the fences tell how far a number of pairs moved it. Segments
-    /// of 1 MiB, so that the open ones at either end weigh little.
+    /// A reservation's fence is its position in the journal, so the fences tell how far a number of pairs moved it.
+    /// Segments of 1 MiB, so that the open ones at either end weigh little.
     fn pair_bytes(setup: &Setup) -> Option<f64> {
         const PAIRS: u64 = 300_000;
         let pairs = (PAIRS * 128 / setup.answer_len as u64).max(1_000);

@@ -1,8 +1,9 @@
 //! redb: a read transaction looks the key up, and a write transaction reserves it.
 //!
-//! Power-loss safe is `Durability::Immediate`, the default. redb 4 has nothing between that and `Durability::None`, which a
-//! `kill -9` may undo back to the last durable commit; so at the `kill -9` level commits are `Immediate` too, over a
-//! backend whose `sync_data` does nothing: they are in the page cache then. Writers take turns; there is no group commit.
+//! Power-loss safe is `Durability::Immediate`, the default. redb 4 has nothing between that and `Durability::None`,
+//! which a `kill -9` may undo back to the last durable commit; so at the `kill -9` level commits are `Immediate` too,
+//! over a backend whose `sync_data` does nothing: they are in the page cache then. Writers take turns; there is no
+//! group commit.
 
 use crate::cell::Level;
 use crate::peer::{Decision, Load, Peer, Result, Session, Setup, record};

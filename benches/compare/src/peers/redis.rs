@@ -1,8 +1,8 @@
 //! Redis over a Unix socket, to a server of its own on the cell's directory; a connection a thread.
 //!
-//! `SET key record NX GET PX lease` reserves and looks up in one round trip; `SET key record PX retention` completes. The
-//! append-only file is in the page cache before the reply with `appendfsync everysec` (`kill -9` safe), and synced before it
-//! with `always`, once for all replies of a turn of its loop. Snapshots and rewrites of that file are off.
+//! `SET key record NX GET PX lease` reserves and looks up in one round trip; `SET key record PX retention` completes.
+//! The append-only file is in the page cache before the reply with `appendfsync everysec` (`kill -9` safe), and synced
+//! before it with `always`, once for all replies of a turn of its loop. Snapshots and rewrites of that file are off.
 //! Redis looks for expired keys by itself, ten times a second (`hz`).
 
 use crate::cell::Level;

@@ -1,8 +1,8 @@
-//! RocksDB, the shared library of Debian's librocksdb-dev: a lock on the key's stripe around `get_pinned` and `put`, cheaper
-//! than an optimistic transaction.
+//! RocksDB, the shared library of Debian's librocksdb-dev: a lock on the key's stripe around `get_pinned` and `put`,
+//! cheaper than an optimistic transaction.
 //!
-//! The log is in the page cache when `put` returns (`kill -9` safe, the default); `sync` is set for power-loss safe, where
-//! concurrent writers share syncs. Bloom filters of ten bits a key, the other settings as they come.
+//! The log is in the page cache when `put` returns (`kill -9` safe, the default); `sync` is set for power-loss safe,
+//! where concurrent writers share syncs. Bloom filters of ten bits a key, the other settings as they come.
 
 use crate::cell::Level;
 use crate::peer::{Decision, Load, Peer, Result, Session, Setup, Stripes, record};

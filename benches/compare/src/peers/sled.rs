@@ -1,7 +1,7 @@
 //! sled 0.34: `compare_and_swap` reserves, and `flush` follows each write.
 //!
-//! Without the flush, writes stay in buffers of the process for up to half a second, which a `kill -9` takes along. The flush
-//! ends in `sync_file_range`, which power-loss safety takes more than, so sled has no column there.
+//! Without the flush, writes stay in buffers of the process for up to half a second, which a `kill -9` takes along. The
+//! flush ends in `sync_file_range`, which power-loss safety takes more than, so sled has no column there.
 
 use crate::peer::{Decision, Load, Peer, Result, Session, Setup, record};
 use crate::workload::Watch;

@@ -1,9 +1,10 @@
 //! SQLite through rusqlite, in WAL mode, with prepared statements.
 //!
-//! Threads read on connections of their own and share one that writes behind a mutex, which is better than their waiting
-//! for each other's transactions. `INSERT .. ON CONFLICT DO NOTHING` reserves. `synchronous` is `OFF` at the `kill -9` level
-//! (the log is in the page cache) and `FULL` at the other: a sync a transaction, no group commit. The table has an index on
-//! the expiry only where expiry is measured; then batches of a thousand are deleted through it.
+//! Threads read on connections of their own and share one that writes behind a mutex, which is better than their
+//! waiting for each other's transactions. `INSERT` reserves; on a conflict it takes over what has expired, and else
+//! does nothing. `synchronous` is `OFF` at the `kill -9` level (the log is in the page cache) and `FULL` at the other:
+//! a sync a transaction, no group commit. The table has an index on the expiry only where expiry is measured; then
+//! batches of a thousand are deleted through it.
 
 use crate::cell::Level;
 use crate::peer::{Completed, Decision, Load, Peer, Reclaim, Result, Session, Setup, record};
