@@ -47,27 +47,27 @@ impl Peer for Oncekey {
         Some(self)
     }
 
-    /// A reservation's fence is its position in the journal, so the fences tell how far a number of pairs moved it.
-    /// Segments of 1 MiB, so that the open ones at either end weigh little.
+    /// A reservation's fence is its position in the journal, which its answers and the reservations share. From the first
+    /// reservation of one segment to that of another, all in between was written: exact to a segment, so those are small.
     fn pair_bytes(setup: &Setup) -> Option<f64> {
-        const PAIRS: u64 = 300_000;
-        let pairs = (PAIRS * 128 / setup.answer_len as u64).max(1_000);
-        let len = (setup.answer_len as u64 * 8).next_power_of_two().max(1 << 20);
-        let store = Store::builder().durability(Durability::Buffered).segment_size(len).in_memory().ok()?;
-        let answers = Answers::new(setup.answer_len);
-        let mut fence_of = |i| {
+        const BYTES: u64 = 64 << 20;
+        const SEGMENT: u64 = 1 << 20;
+        let pairs = BYTES / (setup.answer_len as u64 + 128);
+        let store = Store::builder().durability(Durability::Buffered).segment_size(SEGMENT).in_memory().ok()?;
+        let (mut session, answers) = (&store, Answers::new(setup.answer_len));
+        let (mut segment, mut turns) = (None, Vec::new());
+        for i in 0..pairs {
             let asked = Asked::new(i, setup.key_form);
-            match (&mut &store).reserve(asked.key(), &asked.fingerprint) {
-                Decision::Fresh(reservation) => {
-                    let fence = reservation.fence();
-                    reservation.complete(answers.answer(i)).ok().map(|_| fence)
-                }
-                Decision::InFlight | Decision::Replay(_) => None,
+            let decision = Session::reserve(&mut session, asked.key(), &asked.fingerprint);
+            let Decision::Fresh(reservation) = decision else { return None };
+            let fence = reservation.fence();
+            if segment.replace(fence / SEGMENT).is_some_and(|before| before != fence / SEGMENT) {
+                turns.push((i, fence));
             }
-        };
-        let first = fence_of(0)?;
-        let last = (1..=pairs).map(&mut fence_of).last()??;
-        Some((last - first) as f64 / pairs as f64)
+            reservation.complete(answers.answer(i)).ok()?;
+        }
+        let ((first, from), (last, to)) = (turns.first()?, turns.last()?);
+        (last > first).then(|| (to - from) as f64 / (last - first) as f64)
     }
 }
 
