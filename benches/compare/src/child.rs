@@ -451,7 +451,7 @@ fn expire<P: Peer>(cell: &Cell) -> Result<Report> {
     peer.settle();
     reclaim.fall_due();
     let start = Instant::now();
-    reclaim.reclaim(alone);
+    reclaim.reclaim(alone, true);
     let ns_a_key = start.elapsed().as_nanos() as f64 / alone as f64;
 
     reclaim.arm(fill_ms + BEFORE_DUE.as_millis() as u64);
@@ -464,7 +464,7 @@ fn expire<P: Peer>(cell: &Cell) -> Result<Report> {
     let start = Instant::now();
     let (during, took) = std::thread::scope(|scope| {
         let reclaiming = scope.spawn(|| {
-            reclaim.reclaim(beside + before.ops);
+            reclaim.reclaim(beside + before.ops, false);
             is_over.store(true, Ordering::Relaxed);
             start.elapsed()
         });

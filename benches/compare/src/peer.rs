@@ -91,8 +91,8 @@ pub trait Reclaim: Sync {
     /// Returns as soon as it all is due.
     fn fall_due(&self);
 
-    /// Returns when `keys` more keys were reclaimed than at the last call.
-    fn reclaim(&self, keys: u64);
+    /// Returns when `keys` more keys were reclaimed than at the last call; alone, or beside callers.
+    fn reclaim(&self, keys: u64, is_alone: bool);
 }
 
 /// Keys to complete in bulk.

@@ -69,7 +69,7 @@ impl Reclaim for Dashmap {
         self.watch.advance(RETENTION + Duration::from_secs(1));
     }
 
-    fn reclaim(&self, _keys: u64) {
+    fn reclaim(&self, _keys: u64, _is_alone: bool) {
         let now_ms = self.watch.now_ms();
         self.keys.retain(|_, operation| operation.until_ms > now_ms);
     }

@@ -1,7 +1,8 @@
 //! moka's synchronous cache with ahash, with room for all keys and an expiry for each entry.
 //!
 //! `or_insert_with` reserves; completing is an insert, since values are immutable. It expires by a clock of its own, so
-//! where expiry is measured everything falls due at one time of the wall clock, and a listener counts.
+//! where expiry is measured everything falls due at one time of the wall clock, and a listener counts. Its upkeep is
+//! done by whoever uses the cache, and where nobody does, by `run_pending_tasks`.
 
 use crate::peer::{Decision, Operation, Peer, Reclaim, Result, Session, Setup, sleep_until};
 use crate::workload::Watch;
@@ -126,10 +127,14 @@ impl Reclaim for Moka {
         sleep_until(&self.watch, self.due_ms.load(Ordering::Relaxed));
     }
 
-    fn reclaim(&self, keys: u64) {
+    fn reclaim(&self, keys: u64, is_alone: bool) {
         let until = self.reclaimed.fetch_add(keys, Ordering::Relaxed) + keys;
         while self.expired.load(Ordering::Relaxed) < until {
-            self.keys.run_pending_tasks();
+            if is_alone {
+                self.keys.run_pending_tasks();
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 }

@@ -102,7 +102,7 @@ impl Reclaim for Oncekey {
         self.watch.advance(RETENTION + Duration::from_secs(1));
     }
 
-    fn reclaim(&self, keys: u64) {
+    fn reclaim(&self, keys: u64, _is_alone: bool) {
         let until = self.reclaimed.fetch_add(keys, Ordering::Relaxed) + keys;
         while self.store.stats().expired < until {
             std::thread::sleep(Duration::from_millis(1));

@@ -180,7 +180,7 @@ impl Reclaim for Redis {
         sleep_until(&self.watch, self.due_ms.load(Ordering::Relaxed));
     }
 
-    fn reclaim(&self, keys: u64) {
+    fn reclaim(&self, keys: u64, _is_alone: bool) {
         let until = self.reclaimed.fetch_add(keys, Ordering::Relaxed) + keys;
         let mut connection = self.client.get_connection().expect("the server takes connections");
         while self.expired(&mut connection) < until {

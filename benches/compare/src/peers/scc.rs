@@ -70,7 +70,7 @@ impl Reclaim for Scc {
         self.watch.advance(RETENTION + Duration::from_secs(1));
     }
 
-    fn reclaim(&self, _keys: u64) {
+    fn reclaim(&self, _keys: u64, _is_alone: bool) {
         let now_ms = self.watch.now_ms();
         self.keys.retain_sync(|_, operation| operation.until_ms > now_ms);
     }

@@ -133,7 +133,7 @@ impl Reclaim for Sqlite {
         self.watch.advance(RETENTION + Duration::from_secs(1));
     }
 
-    fn reclaim(&self, _keys: u64) {
+    fn reclaim(&self, _keys: u64, _is_alone: bool) {
         let now_ms = self.watch.now_ms() as i64;
         loop {
             let writer = self.writer.lock();
