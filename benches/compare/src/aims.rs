@@ -162,7 +162,7 @@ fn aims(found: &Found) -> Vec<Aim> {
     aims.push(at_most("anonymous memory a key", " B", 48.0, Some(32.0), space(|space| space.anonymous)));
     aims.push(at_most("disk a pair of records", " B", 320.0, Some(256.0), space(|space| space.pair)));
     let sent = space(|space| space.dirtied_per_journal_byte);
-    aims.push(at_most("bytes to the device per journal byte", "", 1.2, Some(1.05), sent));
+    aims.push(at_most("bytes to the device (at most, as dirtied) per journal byte", "", 1.2, Some(1.05), sent));
     for (keys, name, bound, stretch) in [(MILLION, "1e6", 0.3, 0.02), (10 * MILLION, "1e7", 3.0, 0.1)] {
         let seconds = |reading: &Reading| reading.reopening.as_ref().map(|reopening| reopening.seconds);
         let reached = found.value(&kill(ONCEKEY, keys, 1), Workload::Reopen, seconds);

@@ -393,7 +393,7 @@ fn fresh_and_more<P: Peer>(cell: &Cell, then: &[Workload]) -> Result<Report> {
 
 /// Bytes dirtied per byte of journal, as the store is written to without a pause: as many spares before as after.
 fn dirtied_per_journal_byte<P: Peer>(bench: &Bench<'_, P>, pair: f64) -> Option<f64> {
-    let keys = bench.cell.subject.keys;
+    let keys = bench.cell.subject.keys.min(1_000_000);
     bench.fresh(LATER, keys / 2, bench.limit(), false);
     let before = probe::written_bytes(process::id())?;
     let pass = bench.fresh(LATER + keys / 2, 2 * keys, bench.limit(), false);
