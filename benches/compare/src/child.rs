@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-/// Replays are over after so many; by then each key of a million was asked for twice.
-const REPLAYS: u64 = 2_000_000;
+/// Replays are over after so many; by then two in three keys of a million were asked for.
+const REPLAYS: u64 = 1_000_000;
 /// Keys that threads fight for where an operation takes long.
 const SLOW_HERD: u64 = 20_000;
 /// How long FRESH runs before keys fall due.
@@ -396,7 +396,7 @@ fn dirtied_per_journal_byte<P: Peer>(bench: &Bench<'_, P>, pair: f64) -> Option<
     let keys = bench.cell.subject.keys.min(1_000_000);
     bench.fresh(LATER, keys / 2, bench.limit(), false);
     let before = probe::written_bytes(process::id())?;
-    let pass = bench.fresh(LATER + keys / 2, 2 * keys, bench.limit(), false);
+    let pass = bench.fresh(LATER + keys / 2, keys, bench.limit(), false);
     let dirtied = probe::written_bytes(process::id())? - before;
     Some(dirtied as f64 / (pass.ops as f64 * pair))
 }
