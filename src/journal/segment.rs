@@ -15,7 +15,7 @@ use super::watermark::Watermark;
 use crate::error::Error;
 use crate::record::Record;
 use crate::sync::atomic::{self, AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Backoff, Mutex};
+use crate::sync::{Backoff, Mutex, thread};
 use crossbeam_utils::CachePadded;
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -269,6 +269,10 @@ impl Segment {
     /// Writes a record into claimed space and publishes it (J2), also when the write failed: then all is poisoned.
     #[inline]
     pub(crate) fn put(&self, start: u64, meta: &Meta, key: &[&[u8]], payload: &[u8], poison: &Poison) {
+        if planted!(HoleAcknowledged) {
+            // Or there is hardly ever a hole when the process is killed.
+            thread::yield_now();
+        }
         let (len, written) = codec::encode(self.binding, start, meta, key, payload, |parts| {
             let len = parts.iter().map(|part| part.len() as u64).sum::<u64>();
             if planted!(PublishedBeforeWritten) {
