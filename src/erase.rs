@@ -152,7 +152,7 @@ impl Engine {
     /// Takes a key's slot out, unless the key was free since the erasure began; its fence, if there was one.
     fn vacate(&self, key: &Key<'_>, horizon: u64, wakers: &mut Wakers) -> Result<Option<u64>> {
         let Some((mut shard, map, at)) = self.find(self.hasher.hash(key), key)? else { return Ok(None) };
-        let record = self.journal.record(&map, shard.table.slot(at).word().lsn())?;
+        let record = self.journal.entry(&map, shard.table.slot(at).word().lsn())?;
         let fence = record.fence();
         // Who took over goes on with what is to be forgotten.
         if fence >= horizon && record.attempt() == 1 {

@@ -150,7 +150,7 @@ impl Engine {
             Transition::To(Phase::Interrupted) => {
                 let map = self.journal.segments();
                 if self.journal.is_published(&map, word.lsn()) {
-                    let fence = self.journal.record(&map, word.lsn())?.fence();
+                    let fence = self.journal.entry(&map, word.lsn())?.fence();
                     done.interrupted += u64::from(self.lapse(shard, at, tag, fence, now_ms));
                 } else {
                     // Its owner is just writing it. The lease ends when it was to end, whoever sees that first.

@@ -122,22 +122,20 @@ impl<'p> Waiter<'p> {
         let Some(at) = shard.find_fence(tag, fence, &engine.journal, &map) else {
             return Ok(Look::Over(Wait::Retry));
         };
-        let Some(record) = engine.settle(&mut shard, &map, at, tag, now_ms)? else {
+        let entry = engine.journal.entry(&map, shard.table.slot(at).word().lsn())?;
+        let Some(state) = engine.settle(&mut shard, at, tag, &entry, now_ms) else {
             return Ok(Look::Over(Wait::Retry));
         };
-        let slot = shard.table.slot(at);
-        let word = slot.word();
-        match word.phase() {
+        match state.phase {
             Phase::Completed => {
                 shard.counts.replayed += 1;
-                let answer = engine.give(shard, &map, word.lsn(), &record, sync)?;
+                let answer = engine.give(shard, &entry, sync)?;
                 Ok(Look::Over(Wait::Replay(answer)))
             }
             Phase::Reserved | Phase::Completing => {
-                let deadline_ms = shard.state(slot, fence, u64::MAX).deadline_ms;
-                let left = Duration::from_millis(deadline_ms.saturating_sub(now_ms));
+                let left = Duration::from_millis(state.deadline_ms.saturating_sub(now_ms));
                 self.ticket = Some(shard.park(fence, self.ticket, waker));
-                Ok(Look::Running((deadline_ms != u64::MAX).then_some(left)))
+                Ok(Look::Running((state.deadline_ms != u64::MAX).then_some(left)))
             }
             Phase::Interrupted | Phase::Vacant | Phase::Released => Ok(Look::Over(Wait::Retry)),
         }

@@ -44,10 +44,10 @@ use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan};
 use crate::journal::segment::Segment;
 use crate::journal::{Journal, LEAST_SEGMENTS, Options, Stream, numbers_end, segment_name, segment_number};
 use crate::key::Key;
-use crate::shard::Shard;
+use crate::shard::{Shard, Sought};
 use crate::state::{self, Event, Phase, Recovered, State, Transition};
 use crate::store::KeyHasher;
-use crate::table::{Probe, Shards, Word, tag_of};
+use crate::table::{Shards, Word, tag_of};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -765,16 +765,15 @@ fn replay(
         let tag = tag_of(hash);
         let word = Word::new(phase, lsn);
         let mut shard = shards.of(hash);
-        let at = match shard.find_key(journal, &map, tag, &key)? {
-            Probe::Found(at) => at,
-            Probe::Absent => {
+        let (at, known) = match shard.find_key(journal, &map, tag, &key)? {
+            Sought::Found(at, known) => (at, known),
+            Sought::Absent => {
                 shard.insert(tag, word, u64::MAX);
                 continue;
             }
-            Probe::Unsettled(_) => unreachable!("recovered segments are published whole"),
+            Sought::Unsettled(_) => unreachable!("recovered segments are published whole"),
         };
         let slot = shard.table.slot(at);
-        let known = journal.record(&map, slot.word().lsn())?;
         let state = State { phase: slot.word().phase(), fence: known.fence(), deadline_ms: u64::MAX };
         let seen =
             Recovered { phase, fence: record.fence(), sequence: record.sequence(), known_sequence: known.sequence() };
@@ -820,7 +819,7 @@ fn finish(journal: &Journal, shards: &Shards<Shard>, now_ms: u64, report: &mut R
         let slots: Vec<(u32, Word)> = shard.table.iter().map(|(tag, slot)| (tag, slot.word())).collect();
         for (tag, word) in slots {
             let at = shard.find_word(tag, word).expect("nobody else has the table yet");
-            let record = journal.record(&map, word.lsn())?;
+            let record = journal.entry(&map, word.lsn())?;
             let deadline_ms = match word.phase() {
                 // Over with the process that held it, or already over.
                 Phase::Reserved | Phase::Released => 0,

@@ -2,8 +2,8 @@
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::codec::{self, Kind, Meta, RecordRef};
-use crate::journal::{SegmentMap, Stream};
+use crate::journal::codec::{self, Kind, Meta};
+use crate::journal::{Entry, SegmentMap, Stream};
 use crate::key::Retention;
 use crate::record::Record;
 use crate::shard::Shard;
@@ -228,7 +228,7 @@ impl Reservation {
 
     /// The key's slot and record, if this is its owner and may do what the event says.
     #[inline]
-    fn own_slot<'m>(&self, shard: &Shard, map: &'m SegmentMap, event: Event) -> Option<(usize, RecordRef<'m>)> {
+    fn own_slot<'m>(&self, shard: &Shard, map: &'m SegmentMap, event: Event) -> Option<(usize, Entry<'m>)> {
         let journal = &self.engine.journal;
         let tag = tag_of(self.hash);
         let at = match shard.find_lsn(tag, self.lsn) {
@@ -237,11 +237,11 @@ impl Reservation {
             None => shard.find_fence(tag, self.fence, journal, map)?,
         };
         let slot = shard.table.slot(at);
-        let record = journal.record(map, slot.word().lsn()).ok()?;
-        match state::step(shard.state(slot, record.fence(), u64::MAX), event) {
+        let entry = journal.entry(map, slot.word().lsn()).ok()?;
+        match state::step(shard.state(slot, entry.fence(), u64::MAX), event) {
             Transition::Fenced => None,
             Transition::To(_) | Transition::Stay | Transition::Replay | Transition::InFlight | Transition::Mismatch => {
-                Some((at, record))
+                Some((at, entry))
             }
         }
     }
@@ -257,18 +257,17 @@ impl Reservation {
             ));
         }
         let mut map;
-        let (claim, meta, word, key, at) = loop {
+        let (claim, meta, entry, at) = loop {
             engine.journal.poison.check()?;
             let now_ms = engine.clock.now_ms();
             let (stream, kept_until_ms) = self.destination(verdict, now_ms);
             let mut shard = engine.lock(self.hash);
             map = engine.journal.segments();
-            let Some((at, record)) = self.own_slot(&shard, &map, Event::Begin(self.fence)) else {
+            let Some((at, entry)) = self.own_slot(&shard, &map, Event::Begin(self.fence)) else {
                 shard.counts.fenced += 1;
                 return Err(Error::fenced(self.fence));
             };
-            let key = record.stored_key();
-            let len = codec::record_len(key.len(), payload.len())
+            let len = codec::record_len(entry.stored_key().len(), payload.len())
                 .ok_or_else(|| Error::new(ErrorKind::RecordTooLarge, "the record is longer than the format allows"))?;
             let Some(claim) = engine.journal.claim(stream, len) else {
                 drop(shard);
@@ -286,27 +285,28 @@ impl Reservation {
                 deadline_ms: kept_until_ms,
                 attempt: self.attempt,
                 sequence: self.points + u32::from(verdict == Verdict::Point),
-                fingerprint: record.fingerprint(),
+                fingerprint: entry.fingerprint(),
             };
-            break (claim, meta, word, key, at);
+            break (claim, meta, entry, (at, word));
         };
         // The slot is `completing`: its record is neither moved nor, until this claim is published, overwritten.
         let written = Word::new(verdict.settled_phase(), claim.lsn());
         if verdict.is_live() {
             claim.add_live();
         }
+        let key = entry.stored_key();
         let record = claim.handle(&meta, key.len(), payload.len());
         let answer = claim.write(&meta, &[key], payload, self.terms.sync);
-        self.settle(&map, verdict, &meta, (at, word), written, answer)?;
+        self.settle(verdict, &meta, &entry, at, written, answer)?;
         Ok((record, written.lsn()))
     }
 
     /// Lets the table follow the journal: to the new record, or back if it could not be written.
     fn settle(
         &self,
-        map: &SegmentMap,
         verdict: Verdict,
         meta: &Meta,
+        before: &Entry<'_>,
         (at, word): (usize, Word),
         written: Word,
         answer: Result<()>,
@@ -342,7 +342,7 @@ impl Reservation {
             Verdict::Release => &mut shard.counts.released,
             Verdict::Point => {
                 shard.advance(at, tag, written, lease_end_ms);
-                engine.sub_live_in(map, word.lsn());
+                before.sub_live();
                 return Ok(());
             }
         };
@@ -353,7 +353,7 @@ impl Reservation {
             engine.remove_slot(&mut shard, at);
         } else {
             shard.advance(at, tag, written, meta.deadline_ms);
-            engine.sub_live_in(map, word.lsn());
+            before.sub_live();
         }
         shard.wake(self.fence);
         Ok(())

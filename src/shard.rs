@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::journal::segment::Segment;
-use crate::journal::{Journal, SegmentMap};
+use crate::journal::{Entry, Journal, SegmentMap};
 use crate::key::Key;
 use crate::state::{Phase, State};
 use crate::sync::MutexGuard;
@@ -28,6 +28,16 @@ pub(crate) struct Counts {
     pub(crate) expired: u64,
     pub(crate) erased: u64,
     pub(crate) fenced: u64,
+}
+
+/// Where the look for a key ended.
+#[derive(Debug)]
+pub(crate) enum Sought<'m> {
+    /// The key's slot, and the record that it points to.
+    Found(usize, Entry<'m>),
+    Absent,
+    /// This slot's record can't be read yet; it may be another key's.
+    Unsettled(Word),
 }
 
 #[derive(Debug)]
@@ -222,8 +232,15 @@ impl Shard {
 
     /// Looks a key up by its real bytes.
     #[inline]
-    pub(crate) fn find_key(&self, journal: &Journal, map: &SegmentMap, tag: u32, key: &Key<'_>) -> Result<Probe> {
+    pub(crate) fn find_key<'m>(
+        &self,
+        journal: &Journal,
+        map: &'m SegmentMap,
+        tag: u32,
+        key: &Key<'_>,
+    ) -> Result<Sought<'m>> {
         let mut failure = None;
+        let mut found = None;
         let mut last = None;
         let probe = self.table.find(tag, |slot| {
             let word = slot.word();
@@ -236,22 +253,27 @@ impl Shard {
             if last.is_none_or(|segment: &Segment| segment.number() != number) {
                 last = map.get(number).map(|segment| &**segment);
             }
-            let record = last.and_then(|segment| {
+            let entry = last.and_then(|segment| {
                 segment.prefetch(word.lsn());
-                segment.record(word.lsn())
+                Entry::read(segment, word.lsn())
             });
-            match record.ok_or_else(|| journal.vanished(word.lsn())) {
-                Ok(record) if key.matches(record.stored_key()) || planted!(HashTrusted) => Match::Same,
-                Ok(_) => Match::Other,
-                Err(error) => {
-                    failure = Some(error);
+            match entry {
+                Some(entry) if key.matches(entry.stored_key()) || planted!(HashTrusted) => {
+                    found = Some(entry);
+                    Match::Same
+                }
+                Some(_) => Match::Other,
+                None => {
+                    failure = Some(word.lsn());
                     Match::Other
                 }
             }
         });
-        match failure {
-            Some(error) if probe == Probe::Absent => Err(error),
-            Some(_) | None => Ok(probe),
+        match (probe, found, failure) {
+            (Probe::Found(at), Some(entry), _) => Ok(Sought::Found(at, entry)),
+            (Probe::Unsettled(word), ..) => Ok(Sought::Unsettled(word)),
+            (_, _, Some(lsn)) => Err(journal.vanished(lsn)),
+            (_, _, None) => Ok(Sought::Absent),
         }
     }
 
@@ -301,7 +323,7 @@ impl Shard {
             if !journal.is_published(map, lsn) {
                 return Match::Other;
             }
-            match journal.record(map, lsn) {
+            match journal.entry(map, lsn) {
                 Ok(record) if record.fence() == fence || planted!(FenceUnchecked) => Match::Same,
                 Ok(_) | Err(_) => Match::Other,
             }

@@ -13,21 +13,21 @@ use crate::clock::Clock;
 use crate::erase::Space;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
-use crate::journal::codec::{self, Kind, Meta, RecordRef};
+use crate::journal::codec::{self, Kind, Meta};
 use crate::journal::mmap::ForkMark;
-use crate::journal::{Claim, Journal, SegmentMap, Stream};
+use crate::journal::{Claim, Entry, Journal, SegmentMap, Stream};
 use crate::key::{Durability, Key, Request, Retention};
 use crate::maintain::{Maintained, Workers};
 use crate::pending::Pending;
 use crate::record::Record;
 use crate::recovery::RecoveryReport;
 use crate::reservation::Reservation;
-use crate::shard::{Counts, Locked, Shard};
-use crate::state::{self, Event, Phase, Transition};
+use crate::shard::{Counts, Locked, Shard, Sought};
+use crate::state::{self, Event, Phase, State, Transition};
 use crate::stats::Stats;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::table::{Probe, Shards, Slot, Word, tag_of};
+use crate::table::{Shards, Slot, Word, tag_of};
 use arc_swap::Guard;
 use dashmap::DashMap;
 use std::fmt;
@@ -391,11 +391,14 @@ impl Engine {
         loop {
             let shard = self.lock(hash);
             let map = self.journal.segments();
-            match shard.find_key(&self.journal, &map, tag_of(hash), key)? {
-                Probe::Found(at) => return Ok(Some((shard, map, at))),
-                Probe::Absent => return Ok(None),
-                // It may be another key with the same tag.
-                Probe::Unsettled(word) => {
+            let found = match shard.find_key(&self.journal, &map, tag_of(hash), key)? {
+                Sought::Found(at, _) => Ok(at),
+                Sought::Absent => return Ok(None),
+                Sought::Unsettled(word) => Err(word),
+            };
+            match found {
+                Ok(at) => return Ok(Some((shard, map, at))),
+                Err(word) => {
                     drop(shard);
                     self.journal.wait_published(word.lsn());
                 }
@@ -476,10 +479,9 @@ impl Engine {
         let now_ms = self.clock.now_ms();
         let mut shard = self.lock(hash);
         let map = self.journal.segments();
-        let probe = shard.find_key(&self.journal, &map, tag, &request.key)?;
-        let at = match probe {
-            Probe::Unsettled(word) => return Ok(Decision::Retry(Obstacle::Unsettled(word.lsn()))),
-            Probe::Absent => {
+        let (at, entry) = match shard.find_key(&self.journal, &map, tag, &request.key)? {
+            Sought::Unsettled(word) => return Ok(Decision::Retry(Obstacle::Unsettled(word.lsn()))),
+            Sought::Absent => {
                 if planted!(LockDropped) {
                     drop(shard);
                     self.clock.now_ms();
@@ -487,19 +489,16 @@ impl Engine {
                 }
                 return self.claim_vacant(&mut shard, terms, request, tag, now_ms);
             }
-            Probe::Found(at) => at,
+            Sought::Found(at, entry) => (at, entry),
         };
-        let Some(record) = self.settle(&mut shard, &map, at, tag, now_ms)? else {
+        let Some(state) = self.settle(&mut shard, at, tag, &entry, now_ms) else {
             return self.claim_vacant(&mut shard, terms, request, tag, now_ms);
         };
-        let slot = shard.table.slot(at);
-        let word = slot.word();
-        let state = shard.state(slot, record.fence(), record.deadline_ms());
-        let matches = record.fingerprint() == request.fingerprint;
+        let matches = entry.fingerprint() == request.fingerprint;
         match state::step(state, Event::Reserve { matches }) {
             Transition::Replay => {
                 shard.counts.replayed += 1;
-                let answer = self.give(shard, &map, word.lsn(), &record, terms.sync)?;
+                let answer = self.give(shard, &entry, terms.sync)?;
                 Ok(Decision::Answer(Outcome::Replay(answer)))
             }
             Transition::InFlight => {
@@ -511,20 +510,21 @@ impl Engine {
             }
             Transition::Mismatch => {
                 shard.counts.mismatched += 1;
-                let mismatch = Mismatch { stored: record.fingerprint(), asked: request.fingerprint };
+                let mismatch = Mismatch { stored: entry.fingerprint(), asked: request.fingerprint };
                 Ok(Decision::Answer(Outcome::Mismatch(mismatch)))
             }
             Transition::To(Phase::Reserved) => {
                 self.check_room()?;
-                let len = reservation_len(&request.key, record.payload().len())?;
+                let word = shard.table.slot(at).word();
+                let len = reservation_len(&request.key, entry.payload().len())?;
                 let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
                     return Ok(Decision::Retry(Obstacle::Turn));
                 };
-                let point = match record.payload() {
+                let point = match entry.payload() {
                     [] => None,
-                    [_, ..] => Some(self.record_of(&map, word.lsn(), &record)?),
+                    [_, ..] => Some(entry.handle()),
                 };
-                let attempt = record.attempt().saturating_add(1);
+                let attempt = entry.attempt().saturating_add(1);
                 let deadline_ms = now_ms.saturating_add(terms.lease_ms);
                 shard.advance(at, tag, Word::new(Phase::Reserved, claim.lsn()), deadline_ms);
                 shard.counts.taken_over += 1;
@@ -619,36 +619,33 @@ impl Engine {
         shard.wake(fence);
     }
 
-    /// Applies the time to a slot: a lease or a retention may be over. `None` if the key is vacant now, else its record.
+    /// Applies the time to a slot: a lease or a retention may be over. The key's state then; `None` if it is vacant now.
     #[inline]
-    pub(crate) fn settle<'m>(
+    pub(crate) fn settle(
         &self,
         shard: &mut Locked<'_>,
-        map: &'m SegmentMap,
         at: usize,
         tag: u32,
+        entry: &Entry<'_>,
         now_ms: u64,
-    ) -> Result<Option<RecordRef<'m>>> {
-        let slot = shard.table.slot(at);
-        let record = self.journal.record(map, slot.word().lsn())?;
-        let fence = record.fence();
-        let state = shard.state(slot, fence, record.deadline_ms());
+    ) -> Option<State> {
+        let state = shard.state(shard.table.slot(at), entry.fence(), entry.deadline_ms());
         match state::step(state, Event::Elapse(now_ms)) {
             Transition::To(Phase::Interrupted) => {
-                self.lapse(shard, at, tag, fence, now_ms);
-                Ok(Some(record))
+                self.lapse(shard, at, tag, entry.fence(), now_ms);
+                Some(shard.state(shard.table.slot(at), entry.fence(), entry.deadline_ms()))
             }
             Transition::To(Phase::Vacant) => {
                 shard.counts.expired += 1;
                 self.remove_slot(shard, at);
-                Ok(None)
+                None
             }
             Transition::To(_)
             | Transition::Stay
             | Transition::Replay
             | Transition::InFlight
             | Transition::Mismatch
-            | Transition::Fenced => Ok(Some(record)),
+            | Transition::Fenced => Some(state),
         }
     }
 
@@ -700,27 +697,13 @@ impl Engine {
         }
     }
 
-    /// A handle to the record at an LSN that a slot holds.
-    pub(crate) fn record_of(&self, map: &SegmentMap, lsn: u64, record: &RecordRef<'_>) -> Result<Record> {
-        let segment = self.journal.segment(map, lsn)?;
-        Ok(segment.handle(lsn, &record.meta(), record.stored_key().len(), record.payload().len()))
-    }
-
     /// A handle to an answer that was looked up; with `sync`, once it survives a power cut.
     #[inline]
-    pub(crate) fn give(
-        &self,
-        shard: Locked<'_>,
-        map: &SegmentMap,
-        lsn: u64,
-        record: &RecordRef<'_>,
-        sync: bool,
-    ) -> Result<Record> {
-        let segment = self.journal.segment(map, lsn)?;
-        let answer = segment.handle(lsn, &record.meta(), record.stored_key().len(), record.payload().len());
+    pub(crate) fn give(&self, shard: Locked<'_>, entry: &Entry<'_>, sync: bool) -> Result<Record> {
+        let answer = entry.handle();
         drop(shard);
         if sync {
-            self.journal.make_durable(segment, lsn, record.len())?;
+            self.journal.make_durable(entry)?;
         }
         Ok(answer)
     }
@@ -732,12 +715,11 @@ impl Engine {
         let tag = tag_of(hash);
         let now_ms = if planted!(ExpiredReturned) { 0 } else { self.clock.now_ms() };
         let Some((mut shard, map, at)) = self.find(hash, &request.key)? else { return Ok(None) };
-        let Some(record) = self.settle(&mut shard, &map, at, tag, now_ms)? else { return Ok(None) };
-        let word = shard.table.slot(at).word();
-        if word.phase() != Phase::Completed {
-            return Ok(None);
+        let entry = self.journal.entry(&map, shard.table.slot(at).word().lsn())?;
+        match self.settle(&mut shard, at, tag, &entry, now_ms) {
+            Some(state) if state.phase == Phase::Completed => self.give(shard, &entry, self.syncs(request)).map(Some),
+            Some(_) | None => Ok(None),
         }
-        self.give(shard, &map, word.lsn(), &record, self.syncs(request)).map(Some)
     }
 
     fn verify(&self) -> Result<u64> {
@@ -759,7 +741,7 @@ impl Engine {
         if word.phase() == Phase::Reserved && !self.journal.is_published(map, word.lsn()) {
             return Ok(());
         }
-        let record = self.journal.record(map, word.lsn())?;
+        let record = self.journal.entry(map, word.lsn())?;
         let fits = match word.phase() {
             Phase::Reserved | Phase::Completing | Phase::Interrupted => {
                 matches!(record.kind(), Kind::Reserved | Kind::Point)

@@ -32,6 +32,7 @@ use media::Storage;
 use segment::Segment;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -237,9 +238,8 @@ impl Journal {
 
     /// The record at an LSN that a slot holds, so that it is published and its segment is there.
     #[inline]
-    pub(crate) fn record<'m>(&self, map: &'m SegmentMap, lsn: u64) -> Result<RecordRef<'m>> {
-        let number = self.number_of(lsn);
-        let found = map.get(number).and_then(|segment| segment.record(lsn));
+    pub(crate) fn entry<'m>(&self, map: &'m SegmentMap, lsn: u64) -> Result<Entry<'m>> {
+        let found = map.get(self.number_of(lsn)).and_then(|segment| Entry::read(segment, lsn));
         found.ok_or_else(|| self.vanished(lsn))
     }
 
@@ -251,11 +251,11 @@ impl Journal {
 
     /// Returns when a record survives a power cut, whoever wrote it.
     #[inline]
-    pub(crate) fn make_durable(&self, segment: &Segment, lsn: u64, len: u64) -> Result<()> {
+    pub(crate) fn make_durable(&self, entry: &Entry<'_>) -> Result<()> {
         if !self.options.persistent {
             return Ok(());
         }
-        segment.make_durable(self.offset_of(lsn) + len, &self.poison)
+        entry.segment.make_durable(self.offset_of(entry.lsn) + entry.len(), &self.poison)
     }
 
     /// The file that an LSN lies in.
@@ -650,6 +650,44 @@ impl Journal {
         self.storage.sync_names().inspect_err(|error| {
             self.poison.set("sync the directory", &std::io::Error::other(error.to_string()));
         })
+    }
+}
+
+/// A record that can be read, and where it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry<'m> {
+    segment: &'m Segment,
+    lsn: u64,
+    record: RecordRef<'m>,
+}
+
+impl<'m> Entry<'m> {
+    /// The record at an LSN of this segment, which the caller knows to be published.
+    #[inline]
+    pub(crate) fn read(segment: &'m Segment, lsn: u64) -> Option<Self> {
+        let record = segment.record(lsn)?;
+        Some(Entry { segment, lsn, record })
+    }
+
+    /// A handle to the payload.
+    #[inline]
+    pub(crate) fn handle(&self) -> Record {
+        self.segment.handle(self.lsn, &self.record.meta(), self.record.stored_key().len(), self.record.payload().len())
+    }
+
+    /// No slot points to the record any more.
+    #[inline]
+    pub(crate) fn sub_live(&self) {
+        self.segment.sub_live_bytes(self.record.len());
+    }
+}
+
+impl<'m> Deref for Entry<'m> {
+    type Target = RecordRef<'m>;
+
+    #[inline]
+    fn deref(&self) -> &RecordRef<'m> {
+        &self.record
     }
 }
 

@@ -470,9 +470,15 @@ impl Segment {
     pub(crate) fn sub_live(&self, lsn: u64) {
         // One that can't be read was never written: then all is poisoned, and nothing is decided by the count.
         if let Some(record) = self.record(lsn) {
-            let before = self.live_bytes.fetch_sub(record.len(), Ordering::Relaxed);
-            debug_assert!(before >= record.len(), "segment {} has fewer than no live records", self.number);
+            self.sub_live_bytes(record.len());
         }
+    }
+
+    /// A record of so many bytes is one that no slot points to any more.
+    #[inline]
+    pub(crate) fn sub_live_bytes(&self, len: u64) {
+        let before = self.live_bytes.fetch_sub(len, Ordering::Relaxed);
+        debug_assert!(before >= len, "segment {} has fewer than no live records", self.number);
     }
 
     /// Relaxed: who decides by it holds the lock under which the last decrement's slot was changed, or looks again.
