@@ -278,7 +278,7 @@ impl Journal {
     pub(crate) fn wait_published(&self, lsn: u64) {
         let map = self.map.load();
         if let Some(segment) = map.get(self.number_of(lsn)) {
-            segment.wait_published(self.offset_of(lsn) + 8);
+            segment.wait_published(self.offset_of(lsn));
         }
     }
 
@@ -286,7 +286,7 @@ impl Journal {
     #[inline]
     pub(crate) fn is_published(&self, map: &SegmentMap, lsn: u64) -> bool {
         match map.get(self.number_of(lsn)) {
-            Some(segment) => segment.published() > self.offset_of(lsn),
+            Some(segment) => segment.is_published(self.offset_of(lsn)),
             None => false,
         }
     }
@@ -590,9 +590,7 @@ impl Journal {
         }
         let segments: Vec<Arc<Segment>> = self.map.load().iter().map(Arc::clone).collect();
         for segment in segments {
-            if segment.has_unsynced() {
-                segment.make_durable(segment.published(), &self.poison)?;
-            }
+            segment.make_all_durable(&self.poison)?;
         }
         self.poison.check()
     }

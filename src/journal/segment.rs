@@ -3,7 +3,7 @@
 //! - **J1** Space is claimed by one atomic add. The claim that first overruns the end fixes `end`; all later ones overrun
 //!   it too, so `end` is written once.
 //! - **J2** A claim is always published, as a record or as a pad: nothing waits behind it for ever.
-//! - **J3** `published` covers every byte below it (see `watermark`), and only bytes below it are read.
+//! - **J3** Only records that are `written` are read (see `watermark`), and a sync vouches for what is below the watermark.
 //! - **J4** The last 64 bytes are kept free for the seal.
 
 use super::Stream;
@@ -11,12 +11,13 @@ use super::codec::{self, Binding, HEAD_MARK, HEADER, Kind, Meta, RecordRef, SEGM
 use super::commit::{GroupCommit, Poison};
 use super::media::{Blob, Storage};
 use super::mmap::Region;
-use super::watermark::Watermark;
+use super::watermark::Written;
 use crate::error::Error;
 use crate::record::Record;
 use crate::sync::atomic::{self, AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Backoff, Mutex, thread};
 use crossbeam_utils::CachePadded;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, OnceLock};
 
@@ -55,7 +56,7 @@ pub(crate) struct Segment {
     region: Arc<Region>,
     stripes: Box<[Arc<Stripe>]>,
     tail: CachePadded<AtomicU64>,
-    published: CachePadded<Watermark>,
+    written: CachePadded<Written>,
     accounted: AtomicU64,
     /// Bytes of the records that the table points to.
     live_bytes: CachePadded<AtomicU64>,
@@ -74,10 +75,10 @@ pub(crate) struct Segment {
     noted: AtomicU64,
     /// For answers: the newest reservations segment whose records these may mask; it has to go first.
     masks: AtomicU64,
-    /// Where the first record starts that could not be written, and where all such do. Nothing may be read there: no page
-    /// may stand behind it.
+    /// Where the first record starts that could not be written, and where all such do, with their lengths. Nothing may be
+    /// read there: no page may stand behind it.
     unwritten: AtomicU64,
-    all_unwritten: Mutex<Vec<u64>>,
+    all_unwritten: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl Segment {
@@ -128,7 +129,7 @@ impl Segment {
             region,
             stripes,
             tail: CachePadded::new(AtomicU64::new(if end.is_some() { FILL } else { published })),
-            published: CachePadded::new(Watermark::new(published)),
+            written: CachePadded::new(Written::new(published, if end.is_some() { 0 } else { len })),
             accounted: AtomicU64::new(accounted),
             live_bytes: CachePadded::default(),
             end: AtomicU64::new(end.unwrap_or(UNSET)),
@@ -176,8 +177,39 @@ impl Segment {
         &*self.blob
     }
 
+    /// Where what is written without a hole ends.
     pub(crate) fn published(&self) -> u64 {
-        self.published.get()
+        self.written.watermark(|at| self.len_at(at))
+    }
+
+    /// Whether the record at an offset can be read.
+    #[inline]
+    pub(crate) fn is_published(&self, at: u64) -> bool {
+        self.written.has(at)
+    }
+
+    /// Length of the published record at an offset.
+    fn len_at(&self, at: u64) -> u64 {
+        match self.record(self.base + at) {
+            Some(record) => record.len(),
+            None => self.all_unwritten.lock().get(&at).copied().expect("what is published has a header, or failed"),
+        }
+    }
+
+    /// Where what was claimed ends.
+    fn claimed(&self) -> u64 {
+        let tail = self.tail.load(Ordering::Acquire);
+        if tail <= self.len - HEADER as u64 {
+            return tail;
+        }
+        // The claim that overran the end is just about to say where that was (J1).
+        let backoff = Backoff::new();
+        loop {
+            match self.end() {
+                Some(end) => break end,
+                None => backoff.snooze(),
+            }
+        }
     }
 
     /// Where the last record ends, once no more can come.
@@ -276,17 +308,17 @@ impl Segment {
         let (len, written) = codec::encode(self.binding, start, meta, key, payload, |parts| {
             let len = parts.iter().map(|part| part.len() as u64).sum::<u64>();
             if planted!(PublishedBeforeWritten) {
-                self.published.publish(start, start + len);
+                self.written.publish(start, len);
             }
             (len, self.blob.append(start, parts))
         });
         if let Err(error) = written {
-            self.all_unwritten.lock().push(start);
+            self.all_unwritten.lock().insert(start, len);
             self.unwritten.fetch_min(start, Ordering::Relaxed);
             poison.set("write a record", &error);
         }
         if !planted!(PublishedBeforeWritten) {
-            self.published.publish(start, start + len);
+            self.written.publish(start, len);
         }
     }
 
@@ -297,30 +329,37 @@ impl Segment {
         self.put(start, &Meta::bare(Kind::Pad, 0, 0), &[], &payload, poison);
     }
 
-    /// Waits until all below `upto` is readable.
-    pub(crate) fn wait_published(&self, upto: u64) {
-        self.published.wait_for(upto);
+    /// Waits until the record at an offset, which was claimed, is readable.
+    pub(crate) fn wait_published(&self, at: u64) {
+        self.written.wait_for(at);
+    }
+
+    /// Waits until all below `upto`, which was claimed, is published.
+    fn wait_without_holes(&self, upto: u64) {
+        self.written.wait_for_watermark(upto, |at| self.len_at(at));
     }
 
     /// Waits until every claim made so far is published.
     pub(crate) fn quiesce(&self) {
-        let tail = self.tail.load(Ordering::Acquire);
-        if tail <= self.len - HEADER as u64 {
-            return self.published.wait_for(tail);
-        }
-        // The claim that overran the end is just about to say where that was (J1).
-        let backoff = Backoff::new();
-        let end = loop {
-            match self.end() {
-                Some(end) => break end,
-                None => backoff.snooze(),
-            }
-        };
-        self.published.wait_for(end);
+        self.wait_without_holes(self.claimed());
     }
 
-    /// Returns when everything below `upto` survives a power cut.
+    /// Returns when all that was claimed before the call survives a power cut.
+    pub(crate) fn make_all_durable(&self, poison: &Poison) -> Result<(), Error> {
+        let claimed = self.claimed();
+        // Nothing but a mark may be new.
+        if claimed > self.commit.durable() && claimed != self.marked.load(Ordering::Acquire) {
+            self.make_durable(claimed, poison)?;
+        }
+        Ok(())
+    }
+
+    /// Returns when everything below `upto`, which was claimed, survives a power cut.
     pub(crate) fn make_durable(&self, upto: u64, poison: &Poison) -> Result<(), Error> {
+        if self.commit.durable() >= upto {
+            return Ok(());
+        }
+        self.wait_without_holes(upto);
         let led = self.commit.wait(upto, poison, || self.published(), || self.sync())?;
         if led {
             self.mark(poison);
@@ -361,19 +400,13 @@ impl Segment {
         self.blob.overwrite(HEAD_MARK, &mark)
     }
 
-    /// Whether a sync would make more durable than a mark.
-    pub(crate) fn has_unsynced(&self) -> bool {
-        let published = self.published();
-        published > self.commit.durable() && published != self.marked.load(Ordering::Acquire)
-    }
-
     /// Ends a full segment: all its records are durable, and its seal says so.
     pub(crate) fn seal(&self, poison: &Poison) -> Result<(), Error> {
         let Some(end) = self.end() else { return Ok(()) };
         if self.is_sealed() {
             return Ok(());
         }
-        self.published.wait_for(end);
+        self.wait_without_holes(end);
         poison.check()?;
         self.commit.wait(end, poison, || self.published(), || self.sync())?;
         if let Err(error) = self.write_head_mark(Kind::Seal, end) {
@@ -403,7 +436,7 @@ impl Segment {
 
     #[cold]
     fn was_not_written(&self, at: u64) -> bool {
-        self.all_unwritten.lock().contains(&at)
+        self.all_unwritten.lock().contains_key(&at)
     }
 
     /// Begins to fetch what stands behind the header of the record at an LSN, at the same time as that.

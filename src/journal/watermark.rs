@@ -1,51 +1,98 @@
-//! The contiguous published watermark of a segment.
+//! Which records of a segment are written.
 //!
-//! Appenders claim space with one atomic add and copy their bytes side by side, so they finish in any order. A record
-//! counts as written only once everything before it is: a process killed between claim and copy then leaves a hole only
-//! behind the last record that anybody was told of. Each appender waits for its predecessor's copy, a few dozen
-//! nanoseconds, before it moves the watermark.
+//! Appenders claim space with one atomic add and copy their bytes side by side, so they finish in any order, and none waits
+//! for another: each sets the bit of its record's start. A process that is killed between claim and copy leaves a hole, also
+//! before records that others were told of; recovery finds what is behind it.
 //!
-//! The load that sees the predecessor's store acquires what it released, and our store releases both, so that a
-//! reader who acquires the watermark sees every byte below it, whoever wrote it.
+//! What a sync covers is another matter: it may only vouch for what has no hole below it. So the *watermark*, up to which every byte
+//! is written, moves over the records in order, by whoever needs to know it.
+//!
+//! Setting a bit is a release, and so is every later one in the same word for those before it; looking at it is an acquire.
+//! So a reader who sees a record as written sees its bytes, and one who sees the watermark sees every byte below it.
 
-use crate::sync::Backoff;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Backoff, Mutex};
 
-/// Offset up to which every byte is written.
+/// Records are at least so long, so that of each such stretch of bytes one record begins in it at the most.
+const GRANULE: u64 = 64;
+const PER_WORD: u64 = GRANULE * 64;
+
+/// The records that are written.
 #[derive(Debug)]
-pub(crate) struct Watermark(AtomicU64);
+pub(crate) struct Written {
+    /// A bit for each granule: whether a record that begins in it is written. None where no more will be.
+    starts: Box<[AtomicU64]>,
+    /// Offset up to which every byte is written.
+    watermark: AtomicU64,
+    /// Held by who moves it.
+    moving: Mutex<()>,
+}
 
-impl Watermark {
-    pub(crate) fn new(at: u64) -> Self {
-        Watermark(AtomicU64::new(at))
+impl Written {
+    /// All below `at` is written, and nothing else up to `len`.
+    pub(crate) fn new(at: u64, len: u64) -> Self {
+        let words = if at < len { len.div_ceil(PER_WORD) } else { 0 };
+        Written {
+            starts: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            watermark: AtomicU64::new(at),
+            moving: Mutex::default(),
+        }
     }
 
+    /// Says that the record at `start` is written, and is so long.
     #[inline]
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
-    }
-
-    /// Moves the watermark over a range that the caller has written; waits for those before it.
-    #[inline]
-    pub(crate) fn publish(&self, from: u64, to: u64) {
+    pub(crate) fn publish(&self, start: u64, len: u64) {
         if planted!(HoleAcknowledged) {
-            self.0.fetch_max(to, Ordering::Release);
-            return;
+            self.watermark.fetch_max(start + len, Ordering::AcqRel);
         }
-        if self.0.load(Ordering::Acquire) != from {
-            self.wait_for(from);
-        }
-        self.0.store(to, Ordering::Release);
+        self.starts[(start / PER_WORD) as usize].fetch_or(bit(start), Ordering::Release);
     }
 
-    /// Waits until everything below `at` is written.
+    /// Whether the record at `start` is written.
+    #[inline]
+    pub(crate) fn has(&self, start: u64) -> bool {
+        match self.starts.get((start / PER_WORD) as usize) {
+            Some(word) => word.load(Ordering::Acquire) & bit(start) != 0,
+            None => start < self.watermark.load(Ordering::Acquire),
+        }
+    }
+
+    /// Waits until the record at `start`, which was claimed, is written.
     #[cold]
-    pub(crate) fn wait_for(&self, at: u64) {
+    pub(crate) fn wait_for(&self, start: u64) {
         let backoff = Backoff::new();
-        while self.0.load(Ordering::Acquire) < at {
+        while !self.has(start) {
             backoff.snooze();
         }
     }
+
+    /// The watermark; `len_of` says how long a written record is, and is asked of none below it.
+    pub(crate) fn watermark(&self, len_of: impl Fn(u64) -> u64) -> u64 {
+        let mut at = self.watermark.load(Ordering::Acquire);
+        if self.starts.is_empty() || !self.has(at) {
+            return at;
+        }
+        let _moving = self.moving.lock();
+        at = self.watermark.load(Ordering::Acquire);
+        while self.has(at) {
+            at += len_of(at);
+        }
+        self.watermark.store(at, Ordering::Release);
+        at
+    }
+
+    /// Waits until the watermark, at which it then is, is no lower than this.
+    pub(crate) fn wait_for_watermark(&self, least: u64, len_of: impl Fn(u64) -> u64) {
+        let backoff = Backoff::new();
+        while self.watermark(&len_of) < least {
+            backoff.snooze();
+        }
+    }
+}
+
+#[inline]
+fn bit(start: u64) -> u64 {
+    1 << (start / GRANULE % 64)
 }
 
 #[cfg(all(test, oncekey_loom))]
@@ -57,25 +104,27 @@ mod loom_tests {
     /// One word a record, which stands for its bytes: without an order of its own.
     type Records = Arc<[AtomicU64; 2]>;
 
-    fn append(watermark: &Watermark, records: &Records, at: u64) {
-        records[at as usize].store(at + 1, Ordering::Relaxed);
-        watermark.publish(at, at + 1);
+    fn len_of(_: u64) -> u64 {
+        GRANULE
     }
 
-    fn see(records: &Records, upto: u64) {
-        for at in 0..upto {
-            assert_eq!(records[at as usize].load(Ordering::Relaxed), at + 1, "below a watermark of {upto}");
-        }
+    fn append(written: &Written, records: &Records, at: u64) {
+        records[at as usize].store(at + 1, Ordering::Relaxed);
+        written.publish(at * GRANULE, GRANULE);
+    }
+
+    fn see(records: &Records, at: u64) {
+        assert_eq!(records[at as usize].load(Ordering::Relaxed), at + 1, "record {at}");
     }
 
     /// Runs this in a thread of its own: the model's main thread is not interleaved with them.
     fn spawn(
-        watermark: &Arc<Watermark>,
+        written: &Arc<Written>,
         records: &Records,
-        run: impl FnOnce(&Watermark, &Records) + 'static,
+        run: impl FnOnce(&Written, &Records) + 'static,
     ) -> thread::JoinHandle<()> {
-        let (watermark, records) = (Arc::clone(watermark), Arc::clone(records));
-        thread::spawn(move || run(&watermark, &records))
+        let (written, records) = (Arc::clone(written), Arc::clone(records));
+        thread::spawn(move || run(&written, &records))
     }
 
     /// Up to three preemptions, which is where the known bugs of this kind show; all of them take minutes.
@@ -86,33 +135,63 @@ mod loom_tests {
         model.check(run);
     }
 
+    fn two_records() -> (Arc<Written>, Records) {
+        (Arc::new(Written::new(0, 2 * GRANULE)), Arc::new([0; 2].map(AtomicU64::new)))
+    }
+
     #[test]
-    fn a_reader_sees_all_bytes_below_the_watermark_whoever_wrote_them() {
+    fn a_reader_sees_the_bytes_of_what_is_written_and_all_below_the_watermark() {
         model(|| {
-            let (watermark, records) = (Arc::new(Watermark::new(0)), Arc::new([0; 2].map(AtomicU64::new)));
+            let (written, records) = two_records();
             let threads = [
-                spawn(&watermark, &records, |watermark, records| append(watermark, records, 1)),
-                spawn(&watermark, &records, |watermark, records| append(watermark, records, 0)),
-                spawn(&watermark, &records, |watermark, records| see(records, watermark.get())),
+                spawn(&written, &records, |written, records| append(written, records, 1)),
+                spawn(&written, &records, |written, records| append(written, records, 0)),
+                spawn(&written, &records, |written, records| {
+                    (0..2).filter(|at| written.has(at * GRANULE)).for_each(|at| see(records, at));
+                    (0..written.watermark(len_of) / GRANULE).for_each(|at| see(records, at));
+                }),
             ];
             threads.into_iter().for_each(|thread| thread.join().unwrap());
-            assert_eq!(watermark.get(), 2);
+            assert_eq!(written.watermark(len_of), 2 * GRANULE);
+        });
+    }
+
+    #[test]
+    fn the_watermark_never_goes_back_whoever_moves_it() {
+        model(|| {
+            let (written, records) = two_records();
+            let look = |written: &Written, records: &Records| {
+                let one = written.watermark(len_of);
+                let two = written.watermark(len_of);
+                assert!(one <= two);
+                (0..two / GRANULE).for_each(|at| see(records, at));
+            };
+            let threads = [
+                spawn(&written, &records, |written, records| {
+                    append(written, records, 0);
+                    append(written, records, 1);
+                }),
+                spawn(&written, &records, look),
+                spawn(&written, &records, look),
+            ];
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            assert_eq!(written.watermark(len_of), 2 * GRANULE);
         });
     }
 
     #[test]
     fn an_appender_sees_the_bytes_of_those_whom_it_waited_for() {
         model(|| {
-            let (watermark, records) = (Arc::new(Watermark::new(0)), Arc::new([0; 2].map(AtomicU64::new)));
+            let (written, records) = two_records();
             let threads = [
-                spawn(&watermark, &records, |watermark, records| {
-                    append(watermark, records, 1);
-                    see(records, 2);
+                spawn(&written, &records, |written, records| {
+                    append(written, records, 1);
+                    written.wait_for_watermark(2 * GRANULE, len_of);
+                    see(records, 0);
                 }),
-                spawn(&watermark, &records, |watermark, records| append(watermark, records, 0)),
+                spawn(&written, &records, |written, records| append(written, records, 0)),
             ];
             threads.into_iter().for_each(|thread| thread.join().unwrap());
-            assert_eq!(watermark.get(), 2);
         });
     }
 }
