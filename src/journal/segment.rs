@@ -388,8 +388,13 @@ impl Segment {
 
     /// Repeats in the segment's head how far it is durable, if that is further than when it was last repeated.
     pub(crate) fn note_durable(&self) -> io::Result<()> {
+        if self.is_sealed() {
+            return Ok(());
+        }
+        // Moves the watermark, so that a sync after much that wasn't synced has little to go over.
+        self.published();
         let durable = self.commit.durable();
-        if self.noted.fetch_max(durable, Ordering::AcqRel) >= durable || self.is_sealed() {
+        if self.noted.fetch_max(durable, Ordering::AcqRel) >= durable {
             return Ok(());
         }
         self.write_head_mark(Kind::Mark, durable)
