@@ -376,6 +376,8 @@ enum Decision<'e> {
 /// The state that a reservation takes over.
 struct Interrupted {
     word: Word,
+    /// Length of the record.
+    len: u64,
     point: Option<Record>,
 }
 
@@ -529,7 +531,12 @@ impl Engine {
                 shard.advance(at, tag, Word::new(Phase::Reserved, claim.lsn()), deadline_ms);
                 shard.counts.taken_over += 1;
                 claim.add_live();
-                Ok(Decision::Claimed { claim, now_ms, attempt, over: Some(Interrupted { word, point }) })
+                Ok(Decision::Claimed {
+                    claim,
+                    now_ms,
+                    attempt,
+                    over: Some(Interrupted { word, len: entry.len(), point }),
+                })
             }
             Transition::To(_) | Transition::Stay | Transition::Fenced => {
                 unreachable!("a request for a key in state {state:?} has no such answer")
@@ -594,7 +601,10 @@ impl Engine {
             return Err(error);
         }
         if let Some(over) = &over {
-            self.sub_live(over.word.lsn());
+            // It is not read any more: an erasure may be overwriting it.
+            if let Some(segment) = self.journal.segments().get(self.journal.number_of(over.word.lsn())) {
+                segment.sub_live_bytes(over.len);
+            }
         }
         let interrupted = over.is_some();
         let point = over.and_then(|over| over.point).map(|point| point.bytes().into());

@@ -269,6 +269,16 @@ fn header_crc(start: u32, header: &[u8; HEADER]) -> u32 {
     crc32c::crc32c_append(start, &zeroed.0)
 }
 
+fn key_len(header: &[u8; HEADER]) -> usize {
+    usize::from(u16::from_le_bytes([header[2], header[3]]))
+}
+
+/// Bytes of header, key and payload, by the header.
+#[inline]
+pub(crate) fn span(header: &[u8; HEADER]) -> usize {
+    HEADER + key_len(header) + field(header, 4) as usize
+}
+
 /// A record in memory whose lengths are known to fit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordRef<'a> {
@@ -296,10 +306,8 @@ impl<'a> RecordRef<'a> {
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let header = bytes.first_chunk::<HEADER>()?;
         let kind = Kind::from_byte(header[0])?;
-        let key_len = usize::from(u16::from_le_bytes([header[2], header[3]]));
-        let payload_len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
-        let body = bytes.get(HEADER..HEADER + key_len + payload_len)?;
-        Some(RecordRef { kind, header, body, key_len })
+        let body = bytes.get(HEADER..span(header))?;
+        Some(RecordRef { kind, header, body, key_len: key_len(header) })
     }
 
     /// Reads and checks the record at `offset` of a segment's bytes.

@@ -89,8 +89,10 @@ impl GroupCommit {
                 continue;
             }
             led = true;
-            rounds.syncing = true;
-            rounds.covers = published();
+            let covers = published();
+            // What could not be written counts as published too.
+            poison.check().inspect_err(|_| self.wake_all())?;
+            (rounds.syncing, rounds.covers) = (true, covers);
             let answer = MutexGuard::unlocked(&mut rounds, &sync);
             rounds.syncing = false;
             match &answer {
@@ -141,6 +143,18 @@ mod tests {
             self.synced.fetch_max(reached, Ordering::SeqCst);
             Ok(())
         }
+    }
+
+    /// What could not be written is published nevertheless, and poisons first.
+    #[test]
+    fn nothing_is_synced_that_was_published_by_a_write_that_failed_meanwhile() {
+        let (device, commit, poison) = (Device::default(), GroupCommit::new(0), Poison::default());
+        let published = || {
+            poison.set("write a record", &io::Error::other("the device is gone"));
+            2
+        };
+        assert!(commit.wait(1, &poison, published, || device.sync()).is_err());
+        assert_eq!((commit.durable(), device.syncs.into_inner()), (0, 0));
     }
 
     #[test]

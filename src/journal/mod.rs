@@ -435,8 +435,10 @@ impl Journal {
             return Err(self.full());
         }
         let header = self.header(*next_number)?;
-        let blob = self.storage.create(&segment_name(header.number), header.len, &header.encode())?;
+        let blob = self.storage.create(&segment_name(header.number), header.len, &header.encode());
+        // Also if that failed: when the directory could not be synced the name may be taken.
         *next_number += 1;
+        let blob = blob?;
         self.used_bytes.fetch_add(header.len, Ordering::Relaxed);
         self.enlist(header.number)?;
         self.add_spare(header.number, blob)

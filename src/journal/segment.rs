@@ -68,7 +68,8 @@ pub(crate) struct Segment {
     /// Whether some caller was promised that its records here survive a power cut.
     promised: AtomicBool,
     commit: GroupCommit,
-    syncing: Mutex<()>,
+    /// Held while it is synced; whether that ever failed.
+    syncing: Mutex<bool>,
     /// End of the last mark that nothing was written before or after since.
     marked: AtomicU64,
     /// How far the mark in the head says that all is durable.
@@ -370,9 +371,13 @@ impl Segment {
     /// Makes all that was written before the call durable.
     ///
     /// One at a time: of two that overlap btrfs may let the second return before the first has ended (seen with Linux 6.18).
+    /// And none after one that failed: the kernel tells of a failure once, to whoever syncs first.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        let _syncing = self.syncing.lock();
-        self.blob.sync()
+        let mut has_failed = self.syncing.lock();
+        if *has_failed && !planted!(SyncRetried) {
+            return Err(io::Error::other("an earlier sync of the segment failed"));
+        }
+        self.blob.sync().inspect_err(|_| *has_failed = true)
     }
 
     /// Notes how far the segment is durable, so that damage below can be told from a torn tail.
@@ -436,7 +441,10 @@ impl Segment {
         if at >= self.unwritten.load(Ordering::Relaxed) && self.was_not_written(at) {
             return None;
         }
-        RecordRef::parse(self.region.bytes(at as usize..self.region.len())?)
+        let at = at as usize;
+        // No more of it at a time than is published: others write behind it.
+        let len = codec::span(self.region.bytes(at..at + HEADER)?.first_chunk()?);
+        RecordRef::parse(self.region.bytes(at..at + len)?)
     }
 
     #[cold]
@@ -494,6 +502,8 @@ impl Segment {
     /// Overwrites the record's key, payload and fingerprint with zeros (M3 of `mmap`: the caller excluded readers).
     pub(crate) fn scrub(&self, lsn: u64, len: u64) -> io::Result<()> {
         let at = lsn - self.base;
+        // Whoever moves the watermark reads what is behind it.
+        self.wait_without_holes(at + len);
         self.blob.overwrite(at, &codec::encode_blank(self.binding, at, Kind::Scrubbed, len))
     }
 
@@ -515,13 +525,14 @@ impl Segment {
     /// A record of so many bytes is one that no slot points to any more.
     #[inline]
     pub(crate) fn sub_live_bytes(&self, len: u64) {
-        let before = self.live_bytes.fetch_sub(len, Ordering::Relaxed);
+        // Release: who sees that nothing lives here any more sees the claim of what took its place.
+        let before = self.live_bytes.fetch_sub(len, Ordering::Release);
         debug_assert!(before >= len, "segment {} has fewer than no live records", self.number);
     }
 
-    /// Relaxed: who decides by it holds the lock under which the last decrement's slot was changed, or looks again.
+    /// Acquire pairs with the release of the last that died.
     pub(crate) fn live_bytes(&self) -> u64 {
-        self.live_bytes.load(Ordering::Relaxed)
+        self.live_bytes.load(Ordering::Acquire)
     }
 }
 
@@ -537,14 +548,45 @@ mod tests {
     use crate::journal::codec::SegmentHeader;
     use crate::journal::media::{DiskOp, SimDisk, SimStorage};
 
+    fn fresh(disk: &SimDisk) -> Segment {
+        let storage: Arc<dyn Storage> = Arc::new(SimStorage::open(disk).unwrap());
+        let header = SegmentHeader::new([7; 16], 1, 64 * 1024).encode();
+        let blob = storage.create("1", 64 * 1024, &header).unwrap();
+        Segment::fresh(1, 64 * 1024, Binding::new(&[7; 16], 1), storage, blob).unwrap()
+    }
+
+    /// The kernel tells of a failure once, and an erasure may be the one to be told while others wait to sync.
+    #[test]
+    fn no_sync_after_one_that_failed_succeeds_whoever_asks() {
+        let disk = SimDisk::new();
+        let (segment, poison) = (fresh(&disk), Poison::default());
+        let start = segment.claim(128).unwrap();
+        segment.put_pad(start, 128, &poison);
+        disk.fail(DiskOp::Sync, 0, io::ErrorKind::Other);
+        assert!(segment.sync().is_err());
+        assert!(!poison.is_set(), "who synced has not said so yet");
+        assert!(segment.make_durable(start + 128, &poison).is_err());
+        assert!(segment.sync().is_err() && poison.is_set());
+    }
+
+    #[test]
+    fn the_watermark_passes_over_what_could_not_be_written_and_no_sync_vouches_for_it() {
+        let disk = SimDisk::new();
+        let (segment, poison) = (fresh(&disk), Poison::default());
+        let starts = [128, 192, 128].map(|len| (segment.claim(len).unwrap(), len));
+        segment.put_pad(starts[2].0, 128, &poison);
+        assert!(segment.is_published(starts[2].0) && segment.published() == SEGMENT_HEAD);
+        disk.fail(DiskOp::Append, 0, io::ErrorKind::Other);
+        starts[..2].iter().for_each(|(start, len)| segment.put_pad(*start, *len, &poison));
+        assert_eq!(segment.published(), starts[2].0 + 128);
+        assert!(segment.make_durable(starts[2].0 + 128, &poison).is_err());
+        assert_eq!(segment.commit.durable(), SEGMENT_HEAD);
+    }
+
     #[test]
     fn a_record_that_could_not_be_written_is_not_read_and_its_neighbours_are() {
         let disk = SimDisk::new();
-        let storage: Arc<dyn Storage> = Arc::new(SimStorage::open(&disk).unwrap());
-        let header = SegmentHeader::new([7; 16], 1, 64 * 1024).encode();
-        let blob = storage.create("1", 64 * 1024, &header).unwrap();
-        let segment = Segment::fresh(1, 64 * 1024, Binding::new(&[7; 16], 1), storage, blob).unwrap();
-        let poison = Poison::default();
+        let (segment, poison) = (fresh(&disk), Poison::default());
         let lens: Vec<u64> = [1, 2, 3].iter().map(|n| codec::record_len(0, n * 100).unwrap()).collect();
         let starts: Vec<u64> = lens.iter().map(|len| segment.claim(*len).unwrap()).collect();
         disk.fail(DiskOp::Append, 1, io::ErrorKind::Other);
