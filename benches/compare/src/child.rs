@@ -445,21 +445,30 @@ fn expire<P: Peer>(cell: &Cell) -> Result<Report> {
     let reclaim = peer.reclaims().ok_or("it has no expiry of its own")?;
     let limit = if reclaim.follows_wall_clock() { Duration::from_secs_f64(2.0 * cell.limit_s) } else { bench.limit() };
     let fill_ms = limit.as_millis() as u64 + 1000;
+    let arm = |fill_ms| {
+        if reclaim.follows_wall_clock() {
+            bench.watch.all_due_in(fill_ms);
+        }
+    };
+    let fall_due = || match reclaim.follows_wall_clock() {
+        true => bench.watch.wait_until_due(),
+        false => bench.watch.pass_retention(),
+    };
 
-    reclaim.arm(fill_ms);
+    arm(fill_ms);
     let alone = bench.fill(0, limit)?;
     peer.settle();
-    reclaim.fall_due();
+    fall_due();
     let start = Instant::now();
     reclaim.reclaim(alone, true);
     let ns_a_key = start.elapsed().as_nanos() as f64 / alone as f64;
 
-    reclaim.arm(fill_ms + BEFORE_DUE.as_millis() as u64);
+    arm(fill_ms + BEFORE_DUE.as_millis() as u64);
     let beside = bench.fill(alone, limit)?;
     peer.settle();
     let from = alone + beside;
     let before = bench.fresh(from, u64::MAX / 2, BEFORE_DUE, true);
-    reclaim.fall_due();
+    fall_due();
     let is_over = AtomicBool::new(false);
     let start = Instant::now();
     let (during, took) = std::thread::scope(|scope| {

@@ -2,7 +2,6 @@
 
 use crate::cell::{KeyForm, Level};
 use crate::workload::{Answers, Asked, LEASE_MS, Watch, touch};
-use oncekey::Clock;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -84,12 +83,6 @@ pub trait Reclaim: Sync {
     fn follows_wall_clock(&self) -> bool {
         false
     }
-
-    /// What is completed from now on falls due in `fill_ms`; for those who follow the wall clock.
-    fn arm(&self, _fill_ms: u64) {}
-
-    /// Returns as soon as it all is due.
-    fn fall_due(&self);
 
     /// Returns when `keys` more keys were reclaimed than at the last call; alone, or beside callers.
     fn reclaim(&self, keys: u64, is_alone: bool);
@@ -244,10 +237,4 @@ impl Stripes {
     pub fn lock(&self, key: &[u8]) -> parking_lot::MutexGuard<'_, ()> {
         self.locks[self.hash.hash_one(key) as usize % self.locks.len()].lock()
     }
-}
-
-/// Sleeps until the wall clock says `at_ms`.
-pub fn sleep_until(watch: &Watch, at_ms: u64) {
-    let left_ms = at_ms.saturating_sub(watch.now_ms());
-    std::thread::sleep(std::time::Duration::from_millis(left_ms + 10));
 }

@@ -1,5 +1,10 @@
 //! Keys, answers and the order in which they are asked for; the same for every peer.
 
+#[path = "../../workload/keys.rs"]
+mod keys;
+
+pub use keys::mix;
+
 use crate::cell::KeyForm;
 use oncekey::{Clock, SystemClock};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,15 +13,7 @@ use std::time::Duration;
 /// How long an owner has; the default of oncekey.
 pub const LEASE_MS: u64 = 30_000;
 /// How long answers are kept; the default of oncekey.
-pub const RETENTION: Duration = Duration::from_secs(24 * 3600);
-
-/// The finalizer of `splitmix64`: a bijection that leaves no pattern.
-#[inline]
-pub fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
+const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// A key and the fingerprint of what is asked with it.
 pub struct Asked {
@@ -29,10 +26,7 @@ impl Asked {
     /// Key number `i`: 16 bytes that look random, or the 36 characters of a UUID.
     #[inline]
     pub fn new(i: u64, form: KeyForm) -> Self {
-        let low = mix(i.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1));
-        let mut fingerprint = [0; 16];
-        fingerprint[..8].copy_from_slice(&low.to_le_bytes());
-        fingerprint[8..].copy_from_slice(&mix(low ^ i).to_le_bytes());
+        let fingerprint = keys::key(i);
         let mut bytes = [0; 36];
         let len = match form {
             KeyForm::Binary => {
@@ -159,14 +153,21 @@ impl Watch {
         Watch { clock: SystemClock::new(), ahead_ms: AtomicU64::new(0), due_ms: AtomicU64::new(u64::MAX) }
     }
 
-    pub fn advance(&self, by: Duration) {
+    /// Moves time on until all that was completed is due.
+    pub fn pass_retention(&self) {
         // Relaxed: the sweeper that has to see it is started afterwards.
-        self.ahead_ms.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
+        self.ahead_ms.fetch_add(RETENTION.as_millis() as u64 + 1000, Ordering::Relaxed);
     }
 
-    /// Until told otherwise, what is completed from now on falls due at one time of the wall clock.
-    pub fn all_due_at(&self, due_ms: u64) {
-        self.due_ms.store(due_ms, Ordering::Relaxed);
+    /// What is completed from now on falls due at one time of the wall clock, so long from now.
+    pub fn all_due_in(&self, fill_ms: u64) {
+        self.due_ms.store(self.now_ms() + fill_ms, Ordering::Relaxed);
+    }
+
+    /// Sleeps until that time; what is completed afterwards is kept again.
+    pub fn wait_until_due(&self) {
+        let left_ms = self.due_ms.swap(u64::MAX, Ordering::Relaxed).saturating_sub(self.now_ms());
+        std::thread::sleep(Duration::from_millis(left_ms + 10));
     }
 
     /// When an answer that is stored now falls due.

@@ -4,11 +4,10 @@
 //! API. Expired keys are swept by `retain`.
 
 use crate::peer::{Decision, Operation, Peer, Reclaim, Result, Session, Setup};
-use crate::workload::{RETENTION, Watch};
+use crate::workload::Watch;
 use ::dashmap::{DashMap, Entry};
 use oncekey::Clock;
 use std::sync::Arc;
-use std::time::Duration;
 
 pub struct Dashmap {
     keys: DashMap<Box<[u8]>, Operation, ahash::RandomState>,
@@ -65,10 +64,6 @@ impl Session for &Dashmap {
 }
 
 impl Reclaim for Dashmap {
-    fn fall_due(&self) {
-        self.watch.advance(RETENTION + Duration::from_secs(1));
-    }
-
     fn reclaim(&self, _keys: u64, _is_alone: bool) {
         let now_ms = self.watch.now_ms();
         self.keys.retain(|_, operation| operation.until_ms > now_ms);

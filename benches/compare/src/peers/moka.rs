@@ -4,7 +4,7 @@
 //! where expiry is measured everything falls due at one time of the wall clock, and a listener counts. Its upkeep is
 //! done by whoever uses the cache, and where nobody does, by `run_pending_tasks`.
 
-use crate::peer::{Decision, Operation, Peer, Reclaim, Result, Session, Setup, sleep_until};
+use crate::peer::{Decision, Operation, Peer, Reclaim, Result, Session, Setup};
 use crate::workload::Watch;
 use ::moka::Expiry;
 use ::moka::notification::RemovalCause;
@@ -19,7 +19,6 @@ type Keys = Cache<Vec<u8>, Arc<Operation>, ahash::RandomState>;
 pub struct Moka {
     keys: Keys,
     watch: Arc<Watch>,
-    due_ms: AtomicU64,
     expired: Arc<AtomicU64>,
     reclaimed: AtomicU64,
 }
@@ -67,7 +66,6 @@ impl Peer for Moka {
         Ok(Moka {
             keys: builder.build_with_hasher(ahash::RandomState::new()),
             watch: Arc::clone(&setup.watch),
-            due_ms: AtomicU64::new(0),
             expired,
             reclaimed: AtomicU64::new(0),
         })
@@ -114,17 +112,6 @@ impl Session for &Moka {
 impl Reclaim for Moka {
     fn follows_wall_clock(&self) -> bool {
         true
-    }
-
-    fn arm(&self, fill_ms: u64) {
-        let due_ms = self.watch.now_ms() + fill_ms;
-        self.due_ms.store(due_ms, Ordering::Relaxed);
-        self.watch.all_due_at(due_ms);
-    }
-
-    fn fall_due(&self) {
-        self.watch.all_due_at(u64::MAX);
-        sleep_until(&self.watch, self.due_ms.load(Ordering::Relaxed));
     }
 
     fn reclaim(&self, keys: u64, is_alone: bool) {

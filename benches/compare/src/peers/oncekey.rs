@@ -4,7 +4,7 @@
 
 use crate::cell::Level;
 use crate::peer::{Decision, Peer, Reclaim, Result, Session, Setup};
-use crate::workload::{Answers, Asked, RETENTION, Watch, touch};
+use crate::workload::{Answers, Asked, touch};
 use oncekey::{Durability, Fingerprint, Outcome, Request, Reservation, Store};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,6 @@ use std::time::Duration;
 pub struct Oncekey {
     store: Store,
     level: Level,
-    watch: Arc<Watch>,
     reclaimed: AtomicU64,
 }
 
@@ -30,7 +29,7 @@ impl Peer for Oncekey {
             Level::Kill => builder.durability(Durability::Buffered).open(setup.dir.join("oncekey")),
             Level::Power => builder.durability(Durability::Synced).open(setup.dir.join("oncekey")),
         }?;
-        Ok(Oncekey { store, level: setup.level, watch: Arc::clone(&setup.watch), reclaimed: AtomicU64::new(0) })
+        Ok(Oncekey { store, level: setup.level, reclaimed: AtomicU64::new(0) })
     }
 
     fn session(&self) -> &Store {
@@ -98,10 +97,6 @@ impl Session for &Store {
 
 /// By its own threads, as soon as its clock says so.
 impl Reclaim for Oncekey {
-    fn fall_due(&self) {
-        self.watch.advance(RETENTION + Duration::from_secs(1));
-    }
-
     fn reclaim(&self, keys: u64, _is_alone: bool) {
         let until = self.reclaimed.fetch_add(keys, Ordering::Relaxed) + keys;
         while self.store.stats().expired < until {

@@ -6,7 +6,7 @@
 //! Redis looks for expired keys by itself, ten times a second (`hz`).
 
 use crate::cell::Level;
-use crate::peer::{Completed, Decision, Load, Peer, Reclaim, Result, Session, Setup, record, sleep_until};
+use crate::peer::{Completed, Decision, Load, Peer, Reclaim, Result, Session, Setup, record};
 use crate::workload::{LEASE_MS, Watch};
 use ::redis::{Client, Connection, ConnectionAddr};
 use oncekey::Clock;
@@ -21,7 +21,6 @@ pub struct Redis {
     server: Server,
     client: Client,
     watch: Arc<Watch>,
-    due_ms: AtomicU64,
     reclaimed: AtomicU64,
 }
 
@@ -71,13 +70,7 @@ impl Peer for Redis {
         // A socket's address has to be short; the directory's may be long.
         std::env::set_current_dir(&setup.dir)?;
         let client = Client::open(ConnectionAddr::Unix("socket".into()))?;
-        let peer = Redis {
-            server,
-            client,
-            watch: Arc::clone(&setup.watch),
-            due_ms: AtomicU64::new(0),
-            reclaimed: AtomicU64::new(0),
-        };
+        let peer = Redis { server, client, watch: Arc::clone(&setup.watch), reclaimed: AtomicU64::new(0) };
         peer.wait_until_loaded()?;
         Ok(peer)
     }
@@ -167,17 +160,6 @@ impl Session for RedisSession<'_> {
 impl Reclaim for Redis {
     fn follows_wall_clock(&self) -> bool {
         true
-    }
-
-    fn arm(&self, fill_ms: u64) {
-        let due_ms = self.watch.now_ms() + fill_ms;
-        self.due_ms.store(due_ms, Ordering::Relaxed);
-        self.watch.all_due_at(due_ms);
-    }
-
-    fn fall_due(&self) {
-        self.watch.all_due_at(u64::MAX);
-        sleep_until(&self.watch, self.due_ms.load(Ordering::Relaxed));
     }
 
     fn reclaim(&self, keys: u64, _is_alone: bool) {

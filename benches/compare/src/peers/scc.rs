@@ -4,12 +4,11 @@
 //! API. Expired keys are swept by `retain_sync`.
 
 use crate::peer::{Decision, Operation, Peer, Reclaim, Result, Session, Setup};
-use crate::workload::{RETENTION, Watch};
+use crate::workload::Watch;
 use ::scc::HashMap;
 use ::scc::hash_map::Entry;
 use oncekey::Clock;
 use std::sync::Arc;
-use std::time::Duration;
 
 pub struct Scc {
     keys: HashMap<Box<[u8]>, Operation, ahash::RandomState>,
@@ -66,10 +65,6 @@ impl Session for &Scc {
 }
 
 impl Reclaim for Scc {
-    fn fall_due(&self) {
-        self.watch.advance(RETENTION + Duration::from_secs(1));
-    }
-
     fn reclaim(&self, _keys: u64, _is_alone: bool) {
         let now_ms = self.watch.now_ms();
         self.keys.retain_sync(|_, operation| operation.until_ms > now_ms);

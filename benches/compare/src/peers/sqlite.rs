@@ -8,13 +8,12 @@
 
 use crate::cell::Level;
 use crate::peer::{Completed, Decision, Load, Peer, Reclaim, Result, Session, Setup, record};
-use crate::workload::{RETENTION, Watch, touch};
+use crate::workload::{Watch, touch};
 use oncekey::Clock;
 use parking_lot::Mutex;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS keys (
     key BLOB PRIMARY KEY, fingerprint BLOB NOT NULL, until_ms INTEGER NOT NULL, answer BLOB
@@ -129,10 +128,6 @@ impl Session for SqliteSession<'_> {
 }
 
 impl Reclaim for Sqlite {
-    fn fall_due(&self) {
-        self.watch.advance(RETENTION + Duration::from_secs(1));
-    }
-
     fn reclaim(&self, _keys: u64, _is_alone: bool) {
         let now_ms = self.watch.now_ms() as i64;
         loop {
