@@ -670,13 +670,7 @@ impl Engine {
     }
 
     pub(crate) fn sub_live(&self, lsn: u64) {
-        self.sub_live_in(&self.journal.segments(), lsn);
-    }
-
-    /// Counts a record as dead whose segment is in `map`, if it is anywhere.
-    #[inline]
-    pub(crate) fn sub_live_in(&self, map: &SegmentMap, lsn: u64) {
-        if let Some(segment) = map.get(self.journal.number_of(lsn)) {
+        if let Some(segment) = self.journal.segments().get(self.journal.number_of(lsn)) {
             segment.sub_live(lsn);
         }
     }

@@ -257,8 +257,7 @@ pub(crate) fn header_says(binding: Binding, offset: u64, header: &[u8; HEADER]) 
     if header_crc(binding.at(offset), header) != field(header, 60) && !planted!(HeaderUnchecked) {
         return None;
     }
-    let key_len = usize::from(u16::from_le_bytes([header[2], header[3]]));
-    let len = record_len(key_len, field(header, 4) as usize)?;
+    let len = record_len(key_len(header), field(header, 4) as usize)?;
     let is_bare = !matches!(kind, Kind::Mark | Kind::Seal) || len == HEADER as u64;
     is_bare.then_some((kind, len))
 }

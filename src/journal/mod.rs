@@ -7,7 +7,8 @@
 //! the records of a segment die at about the same time and the segment can be removed whole. So have the notes of erasures:
 //! nobody else fills their segment, and it is dead when what they say is done.
 //!
-//! - **J5** No lock is held across I/O but `turn`, `next_number`, `sealing`, `syncing` and `list`: whoever takes them waits for that I/O.
+//! - **J5** No lock is held across I/O but `turn`, `next_number`, `sealing`, `syncing` and `list`: whoever takes them waits
+//!   for that I/O.
 //! - **J6** A segment is in the map from before its first record is written until after its removal was decided.
 //! - **J7** After the first failed write or sync nothing is acknowledged any more (`poison`).
 
