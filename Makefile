@@ -1,6 +1,6 @@
 # `make test` installs what the machine lacks and runs the tests; docs/testing.md tells of the longer ones.
 .PHONY: test setup unit loom sim sim-many planted shuttle linear torture torture-release filesystems no-filesystems filesystems-release \
-	corruption corruption-release fuzz fuzz-long demo bench compare compare-full compare-setup lint lint-compare
+	corruption corruption-release fuzz fuzz-long demo bench instructions compare compare-full compare-setup lint lint-compare
 
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 60
@@ -84,6 +84,10 @@ demo:
 
 bench:
 	cargo bench --locked
+
+# Whether operations take the instructions that are recorded, within 5 %; needs valgrind.
+instructions:
+	cargo bench --locked --bench instructions
 
 # oncekey beside rivals: a few minutes, and hours. What isn't installed is left out; see `compare-setup`.
 ROCKSDB = $(wildcard /usr/include/rocksdb/c.h)
