@@ -10,6 +10,7 @@ use crate::recovery::{Plan, Recovery, RecoveryMode, recover};
 use crate::store::{Engine, KeyHasher, Store, StoreClock, check_retention, lease_ms};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64};
+use crate::sync::thread;
 use dashmap::DashMap;
 use std::fmt;
 use std::path::Path;
@@ -296,6 +297,7 @@ impl Builder {
             max_bytes: self.max_bytes,
             persistent,
             shards: SHARDS,
+            threads: if self.background { thread::available_parallelism().map_or(1, usize::from) } else { 1 },
             hasher: &hasher,
             new_store_id,
             now_ms: clock.now_ms(),

@@ -229,7 +229,7 @@ impl Engine {
         for targets in targets.chunks(TARGETS) {
             let note = Target::encode(targets);
             let len = codec::record_len(0, note.len()).expect("a note is shorter than any limit");
-            let claim = self.journal.claim_for_upkeep(Stream::NOTES, len)?;
+            let mut claim = self.journal.claim_for_upkeep(Stream::NOTES, len)?;
             claim.write(&Meta::bare(Kind::Erase, 0, 0), &[], &note, !planted!(NoteNotSynced))?;
         }
         Ok(())

@@ -15,6 +15,7 @@
 use crate::erase::Space;
 use crate::error::{Error, Result};
 use crate::journal::Stream;
+use crate::journal::mmap::prefetch;
 use crate::journal::reader::Target;
 use crate::journal::segment::Segment;
 use crate::key::Key;
@@ -31,6 +32,8 @@ use std::time::Duration;
 
 /// Wheel steps under one shard lock.
 const BATCH: usize = 64;
+/// Slots that are fetched at the same time.
+const TOGETHER: usize = 32;
 /// How often the upkeep thread looks at the clock.
 const TICK: Duration = Duration::from_millis(10);
 /// How long without work means that there is little.
@@ -78,6 +81,13 @@ impl Upkeep {
     }
 }
 
+/// An answer whose retention is over.
+struct Expired {
+    hash: u64,
+    lsn: u64,
+    len: u64,
+}
+
 impl Engine {
     pub(crate) fn maintain(&self, budget: usize) -> Result<Maintained> {
         let mut done = Maintained::default();
@@ -93,8 +103,84 @@ impl Engine {
         Ok(done)
     }
 
-    /// Lets what is due end, up to `budget` wheel steps; returns what is left of it.
+    /// Lets what is due end, up to `budget` steps; returns what is left of it.
     fn expire(&self, budget: usize, done: &mut Maintained) -> Result<usize> {
+        match self.end_leases(budget, done)? {
+            0 => Ok(0),
+            left => Ok(self.expire_answers(left, done)),
+        }
+    }
+
+    /// Lets answers expire in the order of the journal, block by block; returns what is left of the budget.
+    fn expire_answers(&self, budget: usize, done: &mut Maintained) -> usize {
+        let mut left = budget;
+        let now_ms = self.clock.now_ms();
+        // So that no record is overwritten while it is read.
+        let _space = self.space.lock();
+        let mut expired = Vec::with_capacity(TOGETHER);
+        for segment in self.journal.segments().iter() {
+            while left > 0
+                && let Some(mut due) = segment.take_due(now_ms)
+            {
+                let most = left;
+                let mut earliest_ms = u64::MAX;
+                for (lsn, record) in &mut due {
+                    if record.kind().phase() != Some(Phase::Completed) {
+                        continue;
+                    }
+                    let (fence, deadline_ms) = (record.fence(), record.deadline_ms());
+                    let state = State { phase: Phase::Completed, fence, deadline_ms };
+                    if state::step(state, Event::Elapse(now_ms)) != Transition::To(Phase::Vacant) {
+                        earliest_ms = earliest_ms.min(deadline_ms);
+                    } else if let Some(key) = Key::parse(record.stored_key()) {
+                        expired.push(Expired { hash: self.hasher.hash(&key), lsn, len: record.len() });
+                    }
+                    if expired.len() == TOGETHER.min(left) {
+                        left -= self.remove_expired(segment, &mut expired);
+                        if left == 0 {
+                            // Those before are looked at again then, and are gone.
+                            earliest_ms = now_ms;
+                            break;
+                        }
+                    }
+                }
+                left -= self.remove_expired(segment, &mut expired);
+                done.expired += (most - left) as u64;
+                due.leave(earliest_ms, now_ms);
+                if left == most {
+                    // Of what was replaced before it was over; to find that out is a step.
+                    left -= 1;
+                }
+            }
+        }
+        done.has_more |= left == 0;
+        left
+    }
+
+    /// Takes the slots of answers out of the table that are over, where they are the keys' newest; returns how many.
+    fn remove_expired(&self, segment: &Segment, expired: &mut Vec<Expired>) -> usize {
+        // Of all first, so that they are waited for at the same time.
+        for Expired { hash, .. } in expired.iter() {
+            if let Some(start) = self.shards.of(*hash).table.start_of(tag_of(*hash)) {
+                prefetch(start);
+            }
+        }
+        let mut removed = 0;
+        for Expired { hash, lsn, len } in expired.drain(..) {
+            let mut shard = self.shards.of(hash);
+            if let Some(at) = shard.find_word(tag_of(hash), Word::new(Phase::Completed, lsn)) {
+                shard.counts.expired += 1;
+                shard.remove(at);
+                segment.sub_live_bytes(len);
+                self.uncount_removed();
+                removed += 1;
+            }
+        }
+        removed
+    }
+
+    /// Ends leases that ran out, up to `budget` steps of the wheels; returns what is left of it.
+    fn end_leases(&self, budget: usize, done: &mut Maintained) -> Result<usize> {
         let mut left = budget;
         let count = self.shards.count();
         let first = self.upkeep.next_shard.load(Ordering::Relaxed);
@@ -142,11 +228,6 @@ impl Engine {
         let word = shard.table.slot(at).word();
         let state = State { phase: word.phase(), fence: 0, deadline_ms: due.deadline_ms };
         match state::step(state, Event::Elapse(now_ms)) {
-            Transition::To(Phase::Vacant) => {
-                shard.counts.expired += 1;
-                done.expired += 1;
-                self.remove_slot(shard, at);
-            }
             Transition::To(Phase::Interrupted) => {
                 let map = self.journal.segments();
                 if self.journal.is_published(&map, word.lsn()) {
@@ -388,7 +469,7 @@ impl Engine {
         if !planted!(CopyNotSynced) {
             victim.set_moved();
         }
-        let claim = match self.journal.claim_for_upkeep(stream, record.len()) {
+        let mut claim = match self.journal.claim_for_upkeep(stream, record.len()) {
             Err(error) if error.is_full() && self.recycle_notes(space)? => {
                 self.journal.claim_for_upkeep(stream, record.len())?
             }
@@ -410,6 +491,9 @@ impl Engine {
                 let word = slot.word();
                 let moved = slot.advance(word, Word::new(word.phase(), copy));
                 debug_assert!(moved, "slots change only under their shard's lock");
+                if word.phase() == Phase::Completed {
+                    claim.note_deadline(meta.deadline_ms);
+                }
                 self.sub_live(lsn);
                 return Ok(true);
             }

@@ -40,6 +40,7 @@ use crate::journal::codec::{
 use crate::journal::commit::Poison;
 use crate::journal::list::{LIST_NAME, Listed, MISSING, SegmentList, Standing};
 use crate::journal::media::{Blob, Storage};
+use crate::journal::mmap::prefetch;
 use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan};
 use crate::journal::segment::Segment;
 use crate::journal::{Journal, LEAST_SEGMENTS, Options, Stream, numbers_end, segment_name, segment_number};
@@ -47,7 +48,9 @@ use crate::key::Key;
 use crate::shard::{Shard, Sought};
 use crate::state::{self, Event, Phase, Recovered, State, Transition};
 use crate::store::KeyHasher;
-use crate::table::{Shards, Word, tag_of};
+use crate::sync::thread;
+use crate::table::{Shards, Slot, Word, tag_of};
+use crate::wheel::TimerId;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -133,6 +136,8 @@ pub(crate) struct Plan<'p> {
     pub(crate) max_bytes: Option<u64>,
     pub(crate) persistent: bool,
     pub(crate) shards: usize,
+    /// How many threads may read segments at a time.
+    pub(crate) threads: usize,
     pub(crate) hasher: &'p KeyHasher,
     /// The id of a new store; drawn at random if there is none.
     pub(crate) new_store_id: Option<[u8; 16]>,
@@ -168,7 +173,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     let Identity { store_id, segment_len, .. } = identity;
     let list = identity.is_listed.then(|| SegmentList::read(&storage, store_id, segment_len)).transpose()?;
     let listed = list.as_ref().and_then(|list| list.as_ref().ok()).map(SegmentList::listed);
-    let (mut found, mut doomed) = read_segments(&*storage, &names, &identity, listed, plan.mode, &mut report)?;
+    let (mut found, mut doomed) = read_segments(&*storage, &names, &identity, listed, plan, &mut report)?;
     found.sort_by_key(|segment| segment.number);
     for damage in damage_of_list(&*storage, &list, &found, segment_len) {
         match plan.mode {
@@ -208,7 +213,10 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
         storage.remove(&segment_name(*number))?;
     }
     let mut segments = Vec::new();
+    let (mut reservations, mut answers) = (0, 0);
     for (segment, repair) in kept {
+        reservations += segment.scan.reservations;
+        answers += segment.scan.answers;
         segments.push(mend(&storage, store_id, segment, repair, &mut report)?);
     }
     storage.sync_names()?;
@@ -220,12 +228,18 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     let options = Options { store_id, segment_len, max_bytes: plan.max_bytes, persistent: plan.persistent };
     let journal = Journal::new(storage, options, list, &segments, blank, upto + 1)?;
     let now_ms = plan.now_ms.max(newest_ms);
-    let shards = Shards::new(plan.shards, || Shard::new(now_ms));
+    // Most keys have left an answer, or a reservation.
+    let keys = reservations.max(answers) as usize / plan.shards;
+    let shards = Shards::new(plan.shards, || Shard::with_room_for(keys, now_ms));
+    // Reservations first: an answer finds the one that it was given for by its fence.
+    segments.sort_by_key(|segment| (!segment.has_reservations(), segment.number()));
+    let replay = Replay { journal: &journal, shards: &shards, hasher: plan.hasher, now_ms };
     let mut strays = Vec::new();
-    for segment in &segments {
-        replay(&journal, &shards, segment, plan.hasher, now_ms, &mut strays)?;
+    for share in in_shares(plan.threads.min(plan.shards), |share| replay.run(&segments, share)) {
+        strays.append(&mut share?);
     }
-    let keys = finish(&journal, &shards, now_ms, &mut report)?;
+    strays.sort_unstable();
+    let keys = finish(&journal, &shards, &mut report)?;
     report.elapsed = started.elapsed();
     Ok(Recovery { journal, shards, report, newest_ms, keys, strays })
 }
@@ -399,66 +413,37 @@ fn read_segments(
     names: &[String],
     identity: &Identity,
     listed: Option<&Listed>,
-    mode: RecoveryMode,
+    plan: &Plan<'_>,
     report: &mut RecoveryReport,
 ) -> Result<(Vec<Found>, Vec<u64>)> {
-    let Identity { store_id, segment_len, .. } = *identity;
     let (mut found, mut doomed) = (Vec::new(), Vec::new());
-    let mut bytes = Vec::new();
-    for name in names {
-        let Some(number) = segment_number(name) else { continue };
-        let path = storage.path(name);
-        if number == 0 || number >= numbers_end(segment_len) {
-            return Err(Error::corrupt(&path, 0, "the segment's number is out of range"));
-        }
-        let blob = storage.open(name)?;
-        let damage = |offset, len, reason: String| Damage { path: path.clone(), offset, len, reason };
-        let mut damages = Vec::new();
-        if blob.len() != segment_len {
-            let (short, long) = (blob.len().min(segment_len), blob.len().max(segment_len));
-            let reason = format!("the file is {} bytes long; segments of this store have {segment_len}", blob.len());
-            damages.push(damage(short, long - short, reason));
-        }
-        read_whole(&*blob, segment_len, &mut bytes).map_err(|source| Error::io("read a segment", &path, source))?;
-        let binding = Binding::new(&store_id, number);
-        let expected = SegmentHeader::new(store_id, number, segment_len);
-        let mut is_void = false;
-        match SegmentHeader::decode(&bytes) {
-            Ok(header) if header == expected && !head_is_dirty(&bytes, binding) => {}
-            Ok(header) if header.is_void && (header.store_id, header.len) == (store_id, segment_len) => is_void = true,
-            Err(BadHeader::Newer { major, features }) => return Err(newer(storage, name, major, features)),
-            Ok(header) if header == expected => {
-                damages.push(damage(0, SEGMENT_HEAD, "the segment's head is damaged".to_owned()))
-            }
-            Ok(header) => {
-                let store = if header.store_id == store_id { "this" } else { "another" };
-                let message =
-                    format!("the file is segment {:016x} of {store} store; move it to where it belongs", header.number);
-                return Err(Error::corrupt(&path, 0, message));
-            }
-            Err(BadHeader::Damaged) => {
-                damages.push(damage(0, SEGMENT_HEAD, "the segment's header is damaged".to_owned()))
-            }
-        }
-        let base = number << segment_len.trailing_zeros();
-        let scan = if is_void { Scan::blank() } else { scan(&bytes, binding, base) };
-        let has_to_be_rebuilt = !damages.is_empty();
-        let segment = Found { number, base, len: segment_len, binding, blob, scan, has_to_be_rebuilt };
+    let numbers: Vec<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
+    let shares = in_shares(plan.threads.min(numbers.len()), |share| {
+        let mut bytes = Vec::new();
+        let numbers = numbers.iter().skip(share.nth).step_by(share.of);
+        numbers.map(|number| read_segment(storage, identity, *number, &mut bytes)).collect::<Vec<_>>()
+    });
+    let mut shares: Vec<_> = shares.into_iter().map(Vec::into_iter).collect();
+    for (at, number) in numbers.into_iter().enumerate() {
+        let of = shares.len();
+        let (segment, mut damages) = shares[at % of].next().expect("each number is in one share")?;
+        let path = storage.path(&segment_name(number));
         match listed.map(|listed| listed.standing(number)) {
             Some(Standing::Unlisted) if !segment.is_spare() => {
                 doomed.push(number);
                 continue;
             }
-            Some(Standing::Unborn) if !segment.scan.is_blank() && mode == RecoveryMode::Strict => {
-                damages.push(damage(
-                    0,
-                    segment_len,
-                    format!("the segment holds records, and {LIST_NAME} never had it"),
-                ));
+            Some(Standing::Unborn) if !segment.scan.is_blank() && plan.mode == RecoveryMode::Strict => {
+                damages.push(Damage {
+                    path: path.clone(),
+                    offset: 0,
+                    len: segment.len,
+                    reason: format!("the segment holds records, and {LIST_NAME} never had it"),
+                });
             }
             Some(Standing::Listed | Standing::Unlisted | Standing::Unborn) | None => {}
         }
-        match mode {
+        match plan.mode {
             RecoveryMode::Salvage => report.lost.append(&mut damages),
             RecoveryMode::Strict => {
                 if let Some(Damage { offset, reason, .. }) = damages.into_iter().next() {
@@ -472,11 +457,77 @@ fn read_segments(
     Ok((found, doomed))
 }
 
+/// Reads one segment's file, and says what is wrong with its length and head.
+fn read_segment(
+    storage: &dyn Storage,
+    identity: &Identity,
+    number: u64,
+    bytes: &mut Vec<u8>,
+) -> Result<(Found, Vec<Damage>)> {
+    let Identity { store_id, segment_len, .. } = *identity;
+    let name = &segment_name(number);
+    let path = storage.path(name);
+    if number == 0 || number >= numbers_end(segment_len) {
+        return Err(Error::corrupt(&path, 0, "the segment's number is out of range"));
+    }
+    let blob = storage.open(name)?;
+    let damage = |offset, len, reason: String| Damage { path: path.clone(), offset, len, reason };
+    let mut damages = Vec::new();
+    if blob.len() != segment_len {
+        let (short, long) = (blob.len().min(segment_len), blob.len().max(segment_len));
+        let reason = format!("the file is {} bytes long; segments of this store have {segment_len}", blob.len());
+        damages.push(damage(short, long - short, reason));
+    }
+    read_whole(&*blob, segment_len, bytes).map_err(|source| Error::io("read a segment", &path, source))?;
+    let binding = Binding::new(&store_id, number);
+    let expected = SegmentHeader::new(store_id, number, segment_len);
+    let mut is_void = false;
+    match SegmentHeader::decode(bytes) {
+        Ok(header) if header == expected && !head_is_dirty(bytes, binding) => {}
+        Ok(header) if header.is_void && (header.store_id, header.len) == (store_id, segment_len) => is_void = true,
+        Err(BadHeader::Newer { major, features }) => return Err(newer(storage, name, major, features)),
+        Ok(header) if header == expected => {
+            damages.push(damage(0, SEGMENT_HEAD, "the segment's head is damaged".to_owned()))
+        }
+        Ok(header) => {
+            let store = if header.store_id == store_id { "this" } else { "another" };
+            let message =
+                format!("the file is segment {:016x} of {store} store; move it to where it belongs", header.number);
+            return Err(Error::corrupt(&path, 0, message));
+        }
+        Err(BadHeader::Damaged) => damages.push(damage(0, SEGMENT_HEAD, "the segment's header is damaged".to_owned())),
+    }
+    let base = number << segment_len.trailing_zeros();
+    let scan = if is_void { Scan::blank() } else { scan(bytes, binding, base) };
+    let has_to_be_rebuilt = !damages.is_empty();
+    Ok((Found { number, base, len: segment_len, binding, blob, scan, has_to_be_rebuilt }, damages))
+}
+
+/// One of several parts of some work.
+#[derive(Clone, Copy)]
+struct Share {
+    nth: usize,
+    of: usize,
+}
+
+/// Does the shares of some work side by side; at least one.
+fn in_shares<T: Send>(count: usize, work: impl Fn(Share) -> T + Sync) -> Vec<T> {
+    if count <= 1 {
+        return vec![work(Share { nth: 0, of: 1 })];
+    }
+    let work = &work;
+    thread::scope(|scope| {
+        let shares = (0..count).map(|nth| scope.spawn(move || work(Share { nth, of: count })));
+        let shares: Vec<_> = shares.collect();
+        shares.into_iter().map(|share| share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}
+
 /// A segment's bytes, with zeros for those that a file of the wrong length doesn't have.
 fn read_whole(blob: &dyn Blob, segment_len: u64, bytes: &mut Vec<u8>) -> std::io::Result<()> {
-    bytes.clear();
     bytes.resize(segment_len as usize, 0);
     let there = blob.len().min(segment_len) as usize;
+    bytes[there..].fill(0);
     blob.read_at(0, &mut bytes[..there])
 }
 
@@ -712,7 +763,7 @@ fn mend(
         .map_err(|source| Error::io("map", &path, source))?;
     if scan.has_reservations {
         sealed.set_stream(Stream::RESERVATIONS);
-    } else if !scan.has_answers {
+    } else if scan.answers == 0 {
         sealed.set_stream(Stream::NOTES);
     }
     Ok(Arc::new(sealed))
@@ -743,112 +794,177 @@ fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: Found) -> Result<
     Ok(Found { blob: storage.open(&name)?, ..segment })
 }
 
-/// Puts the keys of a segment's records into the table: of each key's records the one that counts.
-fn replay(
-    journal: &Journal,
-    shards: &Shards<Shard>,
-    segment: &Segment,
-    hasher: &KeyHasher,
+/// Puts the keys of the segments' records into the table: of each key's records the one that counts.
+struct Replay<'r> {
+    journal: &'r Journal,
+    shards: &'r Shards<Shard>,
+    hasher: &'r KeyHasher,
     now_ms: u64,
-    strays: &mut Vec<Target>,
-) -> Result<()> {
-    let map = journal.segments();
-    let mut read_to = segment.first_lsn();
-    for (lsn, record) in segment.records() {
-        read_to = lsn + record.len();
-        let Some(phase) = record.kind().phase() else { continue };
-        if planted!(ReleaseForgotten) && phase == Phase::Released {
-            continue;
-        }
-        let Some(key) = Key::parse(record.stored_key()) else { continue };
-        let hash = hasher.hash(&key);
-        let tag = tag_of(hash);
-        let word = Word::new(phase, lsn);
-        let mut shard = shards.of(hash);
-        let (at, known) = match shard.find_key(journal, &map, tag, &key)? {
-            Sought::Found(at, known) => (at, known),
-            Sought::Absent => {
-                shard.insert(tag, word, u64::MAX);
-                continue;
-            }
-            Sought::Unsettled(_) => unreachable!("recovered segments are published whole"),
-        };
-        let slot = shard.table.slot(at);
-        let state = State { phase: slot.word().phase(), fence: known.fence(), deadline_ms: u64::MAX };
-        let seen =
-            Recovered { phase, fence: record.fence(), sequence: record.sequence(), known_sequence: known.sequence() };
-        // Of a key whose erasure was cut short before any note of it, and that was used anew meanwhile. What beats the
-        // answer, a release or another answer, may be over and gone long before it.
-        let is_stray = |phase, record: &RecordRef<'_>, newer: u64| {
-            !planted!(StrayKept) && phase == Phase::Completed && record.fence() < newer && record.deadline_ms() > now_ms
-        };
-        match state::step(state, Event::Recover(seen)) {
-            Transition::To(_) => {
-                if is_stray(state.phase, &known, record.fence()) {
-                    strays.push(Target { lsn: slot.word().lsn(), len: known.len() });
-                }
-                shard.advance(at, tag, word, u64::MAX);
-            }
-            Transition::Stay if is_stray(phase, &record, state.fence) => {
-                strays.push(Target { lsn, len: record.len() });
-            }
-            // Upkeep was copying the reservation while it was released, and died before it took the copy back.
-            Transition::Stay if state.phase == Phase::Released && phase == Phase::Reserved => {
-                strays.push(Target { lsn, len: record.len() });
-            }
-            Transition::Stay
-            | Transition::Replay
-            | Transition::InFlight
-            | Transition::Mismatch
-            | Transition::Fenced => {}
-        }
-    }
-    if read_to != segment.base() + segment.published() {
-        let offset = read_to - segment.base();
-        let path = journal.path_of(segment.base());
-        return Err(Error::corrupt(&path, offset, "the segment's records stop short of its end"));
-    }
-    Ok(())
 }
 
-/// Settles every key: what was released or is over goes, what had no verdict is interrupted. Returns how many are left.
-fn finish(journal: &Journal, shards: &Shards<Shard>, now_ms: u64, report: &mut RecoveryReport) -> Result<u64> {
-    let map = journal.segments();
-    let mut keys = 0;
-    for mut shard in shards.iter() {
-        let slots: Vec<(u32, Word)> = shard.table.iter().map(|(tag, slot)| (tag, slot.word())).collect();
-        for (tag, word) in slots {
-            let at = shard.find_word(tag, word).expect("nobody else has the table yet");
-            let record = journal.entry(&map, word.lsn())?;
-            let deadline_ms = match word.phase() {
-                // Over with the process that held it, or already over.
-                Phase::Reserved | Phase::Released => 0,
-                Phase::Completed => record.deadline_ms(),
-                Phase::Vacant | Phase::Completing | Phase::Interrupted => u64::MAX,
-            };
-            let state = State { phase: word.phase(), fence: record.fence(), deadline_ms };
-            let (to, deadline_ms) = match state::step(state, Event::Elapse(now_ms)) {
-                Transition::To(Phase::Vacant) => {
-                    report.expired += u64::from(word.phase() == Phase::Completed);
-                    shard.remove(at);
+/// A record of a key, and what is known of the key.
+struct Told<'s> {
+    lsn: u64,
+    record: RecordRef<'s>,
+    key: Key<'s>,
+    phase: Phase,
+    hash: u64,
+}
+
+/// Records whose slots are fetched at the same time.
+const TOGETHER: usize = 32;
+/// In place of a timer, while the table is put together: the answer's retention is over.
+const OVER: u32 = 0;
+
+impl Replay<'_> {
+    /// Replays the records of the keys in this share of the shards; returns those that are beaten and have to be overwritten.
+    fn run(&self, segments: &[Arc<Segment>], share: Share) -> Result<Vec<Target>> {
+        let mut strays = Vec::new();
+        for segment in segments {
+            let mut read_to = segment.first_lsn();
+            let mut told = Vec::with_capacity(TOGETHER);
+            for (lsn, record) in segment.records() {
+                read_to = lsn + record.len();
+                let Some(phase) = record.kind().phase() else { continue };
+                if planted!(ReleaseForgotten) && phase == Phase::Released {
                     continue;
                 }
-                Transition::To(phase) => (word.with(phase), u64::MAX),
+                let Some(key) = Key::parse(record.stored_key()) else { continue };
+                let hash = self.hasher.hash(&key);
+                if self.shards.index(hash) % share.of != share.nth {
+                    continue;
+                }
+                if let Some(start) = self.shards.of(hash).table.start_of(tag_of(hash)) {
+                    prefetch(start);
+                }
+                told.push(Told { lsn, record, key, phase, hash });
+                if told.len() == TOGETHER {
+                    self.take_in(segment, &mut told, &mut strays)?;
+                }
+            }
+            self.take_in(segment, &mut told, &mut strays)?;
+            if read_to != segment.base() + segment.published() {
+                let offset = read_to - segment.base();
+                let path = self.journal.path_of(segment.base());
+                return Err(Error::corrupt(&path, offset, "the segment's records stop short of its end"));
+            }
+        }
+        Ok(strays)
+    }
+
+    fn take_in(&self, segment: &Segment, told: &mut Vec<Told<'_>>, strays: &mut Vec<Target>) -> Result<()> {
+        let map = self.journal.segments();
+        for Told { lsn, record, key, phase, hash } in told.drain(..) {
+            let tag = tag_of(hash);
+            let word = Word::new(phase, lsn);
+            let mut shard = self.shards.of(hash);
+            // The reservation that the record is about is known by its fence where it was first written: no need to read it.
+            let fence = Some(record.fence()).filter(|fence| *fence != lsn && *fence > 0 && fence.is_multiple_of(8));
+            let reserved = fence.and_then(|fence| shard.find_word(tag, Word::new(Phase::Reserved, fence)));
+            let (at, known) = match reserved {
+                Some(at) => (at, None),
+                None => match shard.find_key(self.journal, &map, tag, &key)? {
+                    Sought::Found(at, known) => (at, Some(known)),
+                    Sought::Absent => {
+                        let at = shard.insert(tag, word, u64::MAX);
+                        self.settle(&mut shard, at, segment, &record);
+                        continue;
+                    }
+                    Sought::Unsettled(_) => unreachable!("recovered segments are published whole"),
+                },
+            };
+            let slot = shard.table.slot(at).word();
+            let (fence, known_sequence) = known.map_or((record.fence(), 0), |known| (known.fence(), known.sequence()));
+            let state = State { phase: slot.phase(), fence, deadline_ms: u64::MAX };
+            let seen = Recovered { phase, fence: record.fence(), sequence: record.sequence(), known_sequence };
+            // Of a key whose erasure was cut short before any note of it, and that was used anew meanwhile. What beats the
+            // answer, a release or another answer, may be over and gone long before it.
+            let is_stray = |phase, record: &RecordRef<'_>, newer: u64| {
+                !planted!(StrayKept)
+                    && phase == Phase::Completed
+                    && record.fence() < newer
+                    && record.deadline_ms() > self.now_ms
+            };
+            match state::step(state, Event::Recover(seen)) {
+                Transition::To(_) => {
+                    if let Some(known) = known.filter(|_| state.phase == Phase::Completed) {
+                        if is_stray(state.phase, &known, record.fence()) {
+                            strays.push(Target { lsn: slot.lsn(), len: known.len() });
+                        }
+                        if shard.table.slot(at).timer != OVER {
+                            known.sub_live();
+                        }
+                    }
+                    shard.table.slot_mut(at).timer = TimerId::NONE.raw();
+                    shard.advance(at, tag, word, u64::MAX);
+                    self.settle(&mut shard, at, segment, &record);
+                }
+                Transition::Stay if is_stray(phase, &record, state.fence) => {
+                    strays.push(Target { lsn, len: record.len() });
+                }
+                // Upkeep was copying the reservation while it was released, and died before it took the copy back.
+                Transition::Stay if state.phase == Phase::Released && phase == Phase::Reserved => {
+                    strays.push(Target { lsn, len: record.len() });
+                }
                 Transition::Stay
                 | Transition::Replay
                 | Transition::InFlight
                 | Transition::Mismatch
-                | Transition::Fenced => (word, deadline_ms),
-            };
-            match to.phase() {
-                Phase::Completed => report.completed += 1,
-                Phase::Interrupted => report.interrupted += 1,
-                Phase::Vacant | Phase::Reserved | Phase::Completing | Phase::Released => {}
+                | Transition::Fenced => {}
             }
-            shard.advance(at, tag, to, deadline_ms);
-            journal.segment(&map, word.lsn())?.add_live(record.len());
-            keys += 1;
         }
+        Ok(())
+    }
+
+    /// Of an answer that a slot was just made to point to: whether it is over, until when it is kept, and that it lives.
+    fn settle(&self, shard: &mut Shard, at: usize, segment: &Segment, record: &RecordRef<'_>) {
+        let slot = shard.table.slot_mut(at);
+        if slot.word().phase() != Phase::Completed {
+            return;
+        }
+        let (fence, deadline_ms) = (record.fence(), record.deadline_ms());
+        let state = State { phase: Phase::Completed, fence, deadline_ms };
+        if state::step(state, Event::Elapse(self.now_ms)) == Transition::To(Phase::Vacant) {
+            slot.timer = OVER;
+        } else {
+            segment.add_live(record.len());
+            segment.note_deadline(slot.word().lsn() - segment.base(), deadline_ms);
+        }
+    }
+}
+
+/// Settles every key: what was released or is over goes, what had no verdict is interrupted. Returns how many are left.
+fn finish(journal: &Journal, shards: &Shards<Shard>, report: &mut RecoveryReport) -> Result<u64> {
+    let map = journal.segments();
+    let mut keys = 0;
+    for mut shard in shards.iter() {
+        let is_settled = |slot: &Slot| slot.word().phase() == Phase::Completed && slot.timer != OVER;
+        let rest: Vec<_> = shard.table.iter().filter(|(_, slot)| !is_settled(slot)).collect();
+        let rest: Vec<(u32, Word)> = rest.into_iter().map(|(tag, slot)| (tag, slot.word())).collect();
+        report.completed += (shard.table.len() - rest.len()) as u64;
+        for (tag, word) in rest {
+            let at = shard.find_word(tag, word).expect("nobody else has the table yet");
+            // The process that held it is gone, or it is over already.
+            let state = State { phase: word.phase(), fence: 0, deadline_ms: 0 };
+            match state::step(state, Event::Elapse(0)) {
+                Transition::To(Phase::Vacant) => {
+                    report.expired += u64::from(word.phase() == Phase::Completed);
+                    shard.table.remove(at);
+                }
+                Transition::To(phase) => {
+                    report.interrupted += 1;
+                    shard.advance(at, tag, word.with(phase), u64::MAX);
+                    journal.segment(&map, word.lsn())?.add_live(journal.entry(&map, word.lsn())?.len());
+                }
+                Transition::Stay
+                | Transition::Replay
+                | Transition::InFlight
+                | Transition::Mismatch
+                | Transition::Fenced => unreachable!("what has ended does not stay {:?}", word.phase()),
+            }
+        }
+        shard.table.shrink();
+        keys += shard.table.len() as u64;
     }
     Ok(keys)
 }

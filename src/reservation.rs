@@ -3,7 +3,7 @@
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::codec::{self, Kind, Meta};
-use crate::journal::{Entry, SegmentMap, Stream};
+use crate::journal::{Claim, Entry, SegmentMap, Stream};
 use crate::key::Retention;
 use crate::record::Record;
 use crate::shard::Shard;
@@ -257,7 +257,7 @@ impl Reservation {
             ));
         }
         let mut map;
-        let (claim, meta, entry, at) = loop {
+        let (mut claim, meta, entry, at) = loop {
             engine.journal.poison.check()?;
             let now_ms = engine.clock.now_ms();
             let (stream, kept_until_ms) = self.destination(verdict, now_ms);
@@ -290,29 +290,29 @@ impl Reservation {
             break (claim, meta, entry, (at, word));
         };
         // The slot is `completing`: its record is neither moved nor, until this claim is published, overwritten.
-        let written = Word::new(verdict.settled_phase(), claim.lsn());
         if verdict.is_live() {
             claim.add_live();
         }
         let key = entry.stored_key();
         let record = claim.handle(&meta, key.len(), payload.len());
         let answer = claim.write(&meta, &[key], payload, self.terms.sync);
-        self.settle(verdict, &meta, &entry, at, written, answer)?;
-        Ok((record, written.lsn()))
+        self.settle(verdict, &claim, &meta, &entry, at, answer)?;
+        Ok((record, claim.lsn()))
     }
 
     /// Lets the table follow the journal: to the new record, or back if it could not be written.
     fn settle(
         &self,
         verdict: Verdict,
+        claim: &Claim<'_>,
         meta: &Meta,
         before: &Entry<'_>,
         (at, word): (usize, Word),
-        written: Word,
         answer: Result<()>,
     ) -> Result<()> {
         let engine = &*self.engine;
         let tag = tag_of(self.hash);
+        let written = Word::new(verdict.settled_phase(), claim.lsn());
         let mut shard = engine.lock(self.hash);
         let at = shard.find_word_near(at, tag, word.with(Phase::Completing));
         if verdict.is_live() && (at.is_none() || answer.is_err()) {
@@ -352,7 +352,8 @@ impl Reservation {
         } else if verdict == Verdict::Release {
             engine.remove_slot(&mut shard, at);
         } else {
-            shard.advance(at, tag, written, meta.deadline_ms);
+            shard.advance(at, tag, written, u64::MAX);
+            claim.note_deadline(meta.deadline_ms);
             before.sub_live();
         }
         shard.wake(self.fence);

@@ -172,9 +172,9 @@ impl Drop for Locked<'_> {
 }
 
 impl Shard {
-    pub(crate) fn new(now_ms: u64) -> Self {
+    pub(crate) fn with_room_for(keys: usize, now_ms: u64) -> Self {
         Shard {
-            table: Table::default(),
+            table: Table::with_room_for(keys),
             wheel: Wheel::new(now_ms),
             counts: Counts::default(),
             parked: HashMap::new(),
@@ -197,9 +197,9 @@ impl Shard {
 
     /// Adds a key's slot with its timer.
     #[inline]
-    pub(crate) fn insert(&mut self, tag: u32, word: Word, deadline_ms: u64) {
+    pub(crate) fn insert(&mut self, tag: u32, word: Word, deadline_ms: u64) -> usize {
         let timer = if deadline_ms == u64::MAX { TimerId::NONE } else { self.wheel.insert(deadline_ms, tag) };
-        self.table.insert(tag, word, timer.raw());
+        self.table.insert(tag, word, timer.raw())
     }
 
     /// Moves a slot's state on, and its timer with it.
@@ -354,7 +354,7 @@ mod loom_tests {
 
     impl Room {
         fn new() -> Arc<Room> {
-            let mut shard = Shard::new(0);
+            let mut shard = Shard::with_room_for(0, 0);
             shard.insert(7, Word::new(Phase::Reserved, FENCE), u64::MAX);
             Arc::new(Room { shard: Mutex::new(shard) })
         }

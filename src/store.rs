@@ -574,7 +574,7 @@ impl Engine {
         request: &Request<'_>,
         terms: &Terms,
         hash: u64,
-        claim: Claim<'_>,
+        mut claim: Claim<'_>,
         now_ms: u64,
         attempt: u32,
         over: Option<Interrupted>,
@@ -664,6 +664,11 @@ impl Engine {
         let lsn = shard.table.slot(at).word().lsn();
         shard.remove(at);
         self.sub_live(lsn);
+        self.uncount_removed();
+    }
+
+    /// Takes a key that was removed from the table out of the count.
+    pub(crate) fn uncount_removed(&self) {
         if !planted!(KeyNotUncounted) {
             self.uncount_keys(1);
         }

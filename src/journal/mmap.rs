@@ -65,17 +65,13 @@ impl Region {
         Some(unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(range.start), range.len()) })
     }
 
-    /// Begins to fetch the cache line at an offset, where the machine can be told to.
+    /// Begins to fetch the cache line at an offset.
     #[inline]
     pub(crate) fn prefetch(&self, at: usize) {
-        #[cfg(target_arch = "x86_64")]
         if at < self.map.len() {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: the address lies in the mapping; besides, a prefetch neither faults nor changes what is read.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.map.as_ptr().add(at).cast()) }
+            // SAFETY: the address lies in the mapping.
+            prefetch(unsafe { self.map.as_ptr().add(at) });
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = at;
     }
 
     /// Copies bytes into a claimed range (M1).
@@ -106,6 +102,19 @@ impl Region {
     pub(crate) fn advise_huge(&self) -> io::Result<()> {
         self.map.advise(Advice::HugePage)
     }
+}
+
+/// Begins to fetch the cache line at an address, where the machine can be told to.
+#[inline]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch neither faults nor changes what is read, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// Tells a process that opened a store from a child that inherited it by `fork`.

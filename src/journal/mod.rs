@@ -14,6 +14,7 @@
 
 pub(crate) mod codec;
 pub(crate) mod commit;
+pub(crate) mod dues;
 pub(crate) mod list;
 pub(crate) mod media;
 pub(crate) mod mmap;
@@ -762,6 +763,12 @@ impl Claim<'_> {
         self.segment.add_live(self.len);
     }
 
+    /// Notes until when the record, an answer that just became visible, is kept; under its shard's lock.
+    #[inline]
+    pub(crate) fn note_deadline(&self, deadline_ms: u64) {
+        self.segment.note_deadline(self.start, deadline_ms);
+    }
+
     /// A handle to the payload of the record that is going to be written.
     #[inline]
     pub(crate) fn handle(&self, meta: &Meta, key_len: usize, payload_len: usize) -> Record {
@@ -772,7 +779,7 @@ impl Claim<'_> {
     ///
     /// An error means that nothing may be said of the record: it may or may not be there after a restart.
     #[inline]
-    pub(crate) fn write(mut self, meta: &Meta, key: &[&[u8]], payload: &[u8], sync: bool) -> Result<()> {
+    pub(crate) fn write(&mut self, meta: &Meta, key: &[&[u8]], payload: &[u8], sync: bool) -> Result<()> {
         self.open = false;
         let journal = self.journal;
         self.segment.put(self.start, meta, key, payload, &journal.poison);

@@ -50,8 +50,9 @@ pub(crate) struct Scan {
     pub(crate) gaps: Vec<Gap>,
     /// Whether it holds records of the reservations stream.
     pub(crate) has_reservations: bool,
-    /// Whether it holds answers.
-    pub(crate) has_answers: bool,
+    /// Reservations that it holds, taken over or not.
+    pub(crate) reservations: u64,
+    pub(crate) answers: u64,
     pub(crate) newest_ms: u64,
     /// The highest fence of its keys' records.
     pub(crate) newest_fence: u64,
@@ -132,8 +133,11 @@ impl Scan {
                 return;
             }
             Kind::Erase => self.targets.extend(Target::decode_all(record.payload())),
-            Kind::Reserved | Kind::Point | Kind::Released => self.has_reservations = true,
-            Kind::Completed | Kind::Failed => self.has_answers = true,
+            Kind::Reserved | Kind::Point | Kind::Released => {
+                self.has_reservations = true;
+                self.reservations += u64::from(record.kind() == Kind::Reserved);
+            }
+            Kind::Completed | Kind::Failed => self.answers += 1,
             Kind::Scrubbed | Kind::Pad | Kind::List => {}
         }
         if record.kind().phase().is_some() {
@@ -155,6 +159,10 @@ pub(crate) fn head_is_dirty(bytes: &[u8], binding: Binding) -> bool {
 /// The first multiple of eight from `at` on where not all eight bytes are zero.
 fn next_written(bytes: &[u8], at: u64) -> Option<u64> {
     let rest = bytes.get(at as usize..)?;
+    if rest.first().is_some_and(|byte| *byte != 0) {
+        // As in most cases: the next record's kind.
+        return Some(at);
+    }
     let zero_blocks = rest.chunks(ZERO_BLOCK).take_while(|block| is_zero(block)).count();
     let from = zero_blocks * ZERO_BLOCK;
     let words = rest.get(from..)?.chunks(8).take_while(|word| is_zero(word)).count();

@@ -9,6 +9,7 @@
 use super::Stream;
 use super::codec::{self, Binding, HEAD_MARK, HEADER, Kind, Meta, RecordRef, SEGMENT_HEAD};
 use super::commit::{GroupCommit, Poison};
+use super::dues::Dues;
 use super::media::{Blob, Storage};
 use super::mmap::Region;
 use super::watermark::Written;
@@ -19,6 +20,7 @@ use crate::sync::{Backoff, Mutex, thread};
 use crossbeam_utils::CachePadded;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 /// Handles to a segment's bytes are counted in so many groups, so that an erasure waits for few of them.
@@ -57,6 +59,7 @@ pub(crate) struct Segment {
     stripes: Box<[Arc<Stripe>]>,
     tail: CachePadded<AtomicU64>,
     written: CachePadded<Written>,
+    dues: Dues,
     accounted: AtomicU64,
     /// Bytes of the records that the table points to.
     live_bytes: CachePadded<AtomicU64>,
@@ -131,6 +134,7 @@ impl Segment {
             stripes,
             tail: CachePadded::new(AtomicU64::new(if end.is_some() { FILL } else { published })),
             written: CachePadded::new(Written::new(published, if end.is_some() { 0 } else { len })),
+            dues: Dues::new(len),
             accounted: AtomicU64::new(accounted),
             live_bytes: CachePadded::default(),
             end: AtomicU64::new(end.unwrap_or(UNSET)),
@@ -479,6 +483,18 @@ impl Segment {
         })
     }
 
+    /// Notes until when the answer at an offset is kept, which just became visible; under its shard's lock.
+    #[inline]
+    pub(crate) fn note_deadline(&self, at: u64, deadline_ms: u64) {
+        self.dues.note(at, deadline_ms);
+    }
+
+    /// Takes a block that has answers due; what is left in it has to be noted anew.
+    pub(crate) fn take_due(&self, now_ms: u64) -> Option<Due<'_>> {
+        let Range { start, end } = self.dues.take_due(now_ms)?;
+        Some(Due { segment: self, start, at: start, end })
+    }
+
     fn stripe(&self, lsn: u64) -> &Arc<Stripe> {
         let stripe = (lsn / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
         &self.stripes[stripe as usize]
@@ -533,6 +549,44 @@ impl Segment {
     /// Acquire pairs with the release of the last that died.
     pub(crate) fn live_bytes(&self) -> u64 {
         self.live_bytes.load(Ordering::Acquire)
+    }
+}
+
+/// The records of a block, each with its LSN, from its first answer up to one that isn't written yet.
+#[derive(Debug)]
+pub(crate) struct Due<'s> {
+    segment: &'s Segment,
+    start: u64,
+    at: u64,
+    end: u64,
+}
+
+impl Due<'_> {
+    /// Notes that of those seen none is due before `earliest_ms`.
+    pub(crate) fn leave(self, earliest_ms: u64, now_ms: u64) {
+        let Due { segment, start, at, end } = self;
+        let claimed = segment.end().unwrap_or_else(|| segment.tail.load(Ordering::Acquire));
+        // One that is being written hides what is behind it.
+        let hidden_ms = if at < end.min(claimed) { now_ms.saturating_add(1) } else { u64::MAX };
+        segment.note_deadline(start, earliest_ms.min(hidden_ms));
+    }
+}
+
+impl<'s> Iterator for Due<'s> {
+    type Item = (u64, RecordRef<'s>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.at < self.end && self.segment.is_published(self.at) {
+            let lsn = self.segment.base + self.at;
+            match self.segment.record(lsn) {
+                Some(record) => {
+                    self.at += record.len();
+                    return Some((lsn, record));
+                }
+                None => self.at += self.segment.len_at(self.at),
+            }
+        }
+        None
     }
 }
 

@@ -45,14 +45,15 @@ impl Written {
         if planted!(HoleAcknowledged) {
             self.watermark.fetch_max(start + len, Ordering::AcqRel);
         }
-        self.starts[(start / PER_WORD) as usize].fetch_or(bit(start), Ordering::Release);
+        // Not only a release: see `dues`.
+        self.starts[(start / PER_WORD) as usize].fetch_or(bit(start), Ordering::SeqCst);
     }
 
     /// Whether the record at `start` is written.
     #[inline]
     pub(crate) fn has(&self, start: u64) -> bool {
         match self.starts.get((start / PER_WORD) as usize) {
-            Some(word) => word.load(Ordering::Acquire) & bit(start) != 0,
+            Some(word) => word.load(Ordering::SeqCst) & bit(start) != 0,
             None => start < self.watermark.load(Ordering::Acquire),
         }
     }

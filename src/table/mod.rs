@@ -76,6 +76,12 @@ pub(crate) struct Table {
 const FIRST_CAPACITY: usize = 8;
 
 impl Table {
+    pub(crate) fn with_room_for(len: usize) -> Self {
+        // Numbers of keys differ from shard to shard, by chance by about their root.
+        let len = len + 2 * len.isqrt();
+        Table { slots: empty_slots(if len == 0 { 0 } else { len * 10 / 7 + 1 }), len: 0 }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -112,6 +118,12 @@ impl Table {
             }
             at = self.after(at);
         }
+    }
+
+    /// Where a look for this tag begins, to be fetched ahead; `None` in an empty table.
+    #[inline]
+    pub(crate) fn start_of(&self, tag: u32) -> Option<*const Slot> {
+        self.slots.get(self.home(tag)).map(std::ptr::from_ref)
     }
 
     #[inline]
@@ -182,6 +194,11 @@ impl Table {
         }
         self.slots[hole] = Slot::empty();
         self.len -= 1;
+        self.shrink();
+    }
+
+    /// Gives memory back if there is much more than is needed.
+    pub(crate) fn shrink(&mut self) {
         // Growth is by half at 7/10; this is far enough below to not swing between the two.
         if self.slots.len() > 64 && self.len * 5 < self.slots.len() {
             self.resize(self.len * 5 / 2);
@@ -228,10 +245,16 @@ impl<T> Shards<T> {
         Shards(std::iter::repeat_with(each).map(Mutex::new).map(CachePadded::new).take(count).collect())
     }
 
-    /// The shard of a hash. It uses the low half, and the tag is the high one.
+    /// The number of a hash's shard. It uses the low half, and the tag is the high one.
+    #[inline]
+    pub(crate) fn index(&self, hash: u64) -> usize {
+        hash as usize & (self.0.len() - 1)
+    }
+
+    /// The shard of a hash.
     #[inline]
     pub(crate) fn of(&self, hash: u64) -> MutexGuard<'_, T> {
-        self.0[hash as usize & (self.0.len() - 1)].lock()
+        self.0[self.index(hash)].lock()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = MutexGuard<'_, T>> {
