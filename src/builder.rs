@@ -10,7 +10,6 @@ use crate::recovery::{Plan, Recovery, RecoveryMode, recover};
 use crate::store::{Engine, KeyHasher, Store, StoreClock, check_retention, lease_ms};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64};
-use crate::sync::thread;
 use dashmap::DashMap;
 use std::fmt;
 use std::path::Path;
@@ -297,7 +296,7 @@ impl Builder {
             max_bytes: self.max_bytes,
             persistent,
             shards: SHARDS,
-            threads: if self.background { thread::available_parallelism().map_or(1, usize::from) } else { 1 },
+            threads: self.recovery_threads(),
             hasher: &hasher,
             new_store_id,
             now_ms: clock.now_ms(),
@@ -320,6 +319,14 @@ impl Builder {
             upkeep: crate::maintain::Upkeep::default(),
         };
         Store::start(engine, self.background)
+    }
+
+    /// One where the caller drives everything, and under a checker, which would not follow others.
+    fn recovery_threads(&self) -> usize {
+        if !self.background || cfg!(oncekey_shuttle) {
+            return 1;
+        }
+        std::thread::available_parallelism().map_or(1, usize::from)
     }
 
     fn limits(&self, segment_len: u64) -> Result<Limits> {

@@ -48,12 +48,12 @@ use crate::key::Key;
 use crate::shard::{Shard, Sought};
 use crate::state::{self, Event, Phase, Recovered, State, Transition};
 use crate::store::KeyHasher;
-use crate::sync::thread;
 use crate::table::{Shards, Slot, Word, tag_of};
 use crate::wheel::TimerId;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// What to do about damage to what was durable.
@@ -235,7 +235,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     segments.sort_by_key(|segment| (!segment.has_reservations(), segment.number()));
     let replay = Replay { journal: &journal, shards: &shards, hasher: plan.hasher, now_ms };
     let mut strays = Vec::new();
-    for share in in_shares(plan.threads.min(plan.shards), |share| replay.run(&segments, share)) {
+    for share in in_shares(plan.threads.min(segments.len()), |share| replay.run(&segments, share)) {
         strays.append(&mut share?);
     }
     strays.sort_unstable();
@@ -510,16 +510,24 @@ struct Share {
     of: usize,
 }
 
-/// Does the shares of some work side by side; at least one.
+/// Does the shares of some work side by side, as far as threads can be started; at least one.
 fn in_shares<T: Send>(count: usize, work: impl Fn(Share) -> T + Sync) -> Vec<T> {
     if count <= 1 {
         return vec![work(Share { nth: 0, of: 1 })];
     }
     let work = &work;
     thread::scope(|scope| {
-        let shares = (0..count).map(|nth| scope.spawn(move || work(Share { nth, of: count })));
-        let shares: Vec<_> = shares.collect();
-        shares.into_iter().map(|share| share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        let start = |nth| {
+            let share = Share { nth, of: count };
+            thread::Builder::new().spawn_scoped(scope, move || work(share)).map_err(|_| share)
+        };
+        let started: Vec<_> = (1..count).map(start).collect();
+        let mut done = vec![work(Share { nth: 0, of: count })];
+        done.extend(started.into_iter().map(|share| match share {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(share) => work(share),
+        }));
+        done
     })
 }
 
