@@ -176,6 +176,8 @@ impl Binding {
 
 /// Records up to this length are put together in one place first: one checksum over whole words, one copy.
 const SMALL: usize = 384;
+/// Most records without a payload are no longer than this, and are spared the clearing of more.
+const SMALLEST: usize = 128;
 
 /// Aligned, so that checksums are taken by whole words.
 #[repr(align(8))]
@@ -195,32 +197,45 @@ pub(crate) fn encode<T>(
 ) -> T {
     let key_len = key.iter().map(|part| part.len()).sum::<usize>();
     let len = (HEADER + key_len + payload.len()).next_multiple_of(8);
-    let lens = (key_len, payload.len());
     let start = binding.at(offset);
+    if len <= SMALLEST {
+        let mut buffer = Buffer([0; SMALLEST]);
+        return write(&[put_together(&mut buffer.0, start, meta, key, payload)]);
+    }
     if len <= SMALL {
         let mut buffer = Buffer([0; SMALL]);
-        let bytes = &mut buffer.0;
-        let mut at = HEADER;
-        for part in key {
-            bytes[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
-        }
-        bytes[at..at + payload.len()].copy_from_slice(payload);
-        let body_crc = crc32c::crc32c_append(start, &bytes[HEADER..len]);
-        fill_header(bytes.first_chunk_mut().expect("a buffer is longer than a header"), start, meta, lens, body_crc);
-        return write(&[&bytes[..len]]);
+        return write(&[put_together(&mut buffer.0, start, meta, key, payload)]);
     }
     let padding = &[0; 8][..len - HEADER - key_len - payload.len()];
     let crc = key.iter().fold(start, |crc, part| crc32c::crc32c_append(crc, part));
     let body_crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, payload), padding);
     let mut header = Buffer([0; HEADER]);
-    fill_header(&mut header.0, start, meta, lens, body_crc);
+    fill_header(&mut header.0, start, meta, (key_len, payload.len()), body_crc);
     let mut parts: [&[u8]; 7] = [b""; 7];
     parts[0] = &header.0;
     parts[1..=key.len()].copy_from_slice(key);
     parts[key.len() + 1] = payload;
     parts[key.len() + 2] = padding;
     write(&parts[..key.len() + 3])
+}
+
+/// Puts a record together in a zeroed buffer that holds it.
+#[inline]
+fn put_together<'b>(bytes: &'b mut [u8], start: u32, meta: &Meta, key: &[&[u8]], payload: &[u8]) -> &'b [u8] {
+    let mut at = HEADER;
+    for part in key.iter().filter(|part| !part.is_empty()) {
+        bytes[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+    let key_len = at - HEADER;
+    if !payload.is_empty() {
+        bytes[at..at + payload.len()].copy_from_slice(payload);
+    }
+    let bytes = &mut bytes[..(at + payload.len()).next_multiple_of(8)];
+    let body_crc = crc32c::crc32c_append(start, &bytes[HEADER..]);
+    let header = bytes.first_chunk_mut().expect("a record is no shorter than its header");
+    fill_header(header, start, meta, (key_len, payload.len()), body_crc);
+    bytes
 }
 
 /// Fills a zeroed header; `lens` are those of key and payload.
@@ -284,7 +299,6 @@ pub(crate) struct RecordRef<'a> {
     kind: Kind,
     header: &'a [u8; HEADER],
     body: &'a [u8],
-    key_len: usize,
 }
 
 /// Why bytes are not a record.
@@ -301,12 +315,12 @@ pub(crate) enum Unreadable {
 
 impl<'a> RecordRef<'a> {
     /// Takes a record apart without checking its CRCs; `None` if its lengths overrun `bytes`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let header = bytes.first_chunk::<HEADER>()?;
         let kind = Kind::from_byte(header[0])?;
         let body = bytes.get(HEADER..span(header))?;
-        Some(RecordRef { kind, header, body, key_len: key_len(header) })
+        Some(RecordRef { kind, header, body })
     }
 
     /// Reads and checks the record at `offset` of a segment's bytes.
@@ -365,12 +379,12 @@ impl<'a> RecordRef<'a> {
 
     #[inline]
     pub(crate) fn stored_key(&self) -> &'a [u8] {
-        &self.body[..self.key_len]
+        &self.body[..key_len(self.header)]
     }
 
     #[inline]
     pub(crate) fn payload(&self) -> &'a [u8] {
-        &self.body[self.key_len..]
+        &self.body[key_len(self.header)..]
     }
 
     pub(crate) fn meta(&self) -> Meta {
