@@ -180,7 +180,16 @@ impl<'a> Key<'a> {
 
     #[inline]
     pub(crate) fn matches(&self, stored: &[u8]) -> bool {
-        stored.len() == self.stored_len() && Key::parse(stored).as_ref() == Some(self)
+        let Some((prefix, parts)) = stored.split_first_chunk::<KEY_PREFIX>() else { return false };
+        if *prefix != self.prefix() || parts.len() != self.len() {
+            return false;
+        }
+        let (scope, rest) = parts.split_at(self.scope.len());
+        let (operation, key) = rest.split_at(self.operation.len());
+        // Most have neither scope nor operation, and no comparison is cheaper than one of nothing.
+        key == self.key
+            && (scope.is_empty() || scope == self.scope)
+            && (operation.is_empty() || operation == self.operation)
     }
 
     #[inline]

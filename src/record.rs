@@ -13,13 +13,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 #[derive(Clone)]
 pub struct Record {
     pin: Pin,
-    /// Where the payload lies in the segment.
-    start: usize,
-    len: usize,
-    is_failure: bool,
+    /// Where the payload lies in the segment, whose offsets fit (see `Binding::at`).
+    start: u32,
+    len: u32,
     completed_ms: u64,
     kept_until_ms: u64,
     attempt: u32,
+    is_failure: bool,
 }
 
 impl Record {
@@ -28,8 +28,8 @@ impl Record {
     pub(crate) fn new(pin: Pin, start: usize, len: usize, meta: &Meta) -> Self {
         Record {
             pin,
-            start,
-            len,
+            start: start as u32,
+            len: len as u32,
             is_failure: meta.kind == Kind::Failed,
             completed_ms: meta.written_ms,
             kept_until_ms: meta.deadline_ms,
@@ -39,7 +39,8 @@ impl Record {
 
     /// The answer's bytes.
     pub fn bytes(&self) -> &[u8] {
-        self.pin.bytes(self.start..self.start + self.len).expect("a record lies inside its segment")
+        let start = self.start as usize;
+        self.pin.bytes(start..start + self.len as usize).expect("a record lies inside its segment")
     }
 
     /// Whether the operation was stored by [`fail`](crate::Reservation::fail): a definitive failure.
