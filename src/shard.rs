@@ -1,12 +1,11 @@
 //! What one shard lock protects: a table, its wheel, and the callers who wait for a key's owner.
 
 use crate::error::Result;
-use crate::journal::segment::Segment;
 use crate::journal::{Entry, Journal, SegmentMap};
 use crate::key::Key;
 use crate::state::{Phase, State};
 use crate::sync::MutexGuard;
-use crate::table::{Match, Probe, Slot, Table, Word};
+use crate::table::{Slot, Table, Word};
 use crate::wheel::{TimerId, Wheel};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Deref, DerefMut};
@@ -231,7 +230,7 @@ impl Shard {
     }
 
     /// Looks a key up by its real bytes.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find_key<'m>(
         &self,
         journal: &Journal,
@@ -240,40 +239,28 @@ impl Shard {
         key: &Key<'_>,
     ) -> Result<Sought<'m>> {
         let mut failure = None;
-        let mut found = None;
-        let mut last = None;
-        let probe = self.table.find(tag, |slot| {
+        for (at, slot) in self.table.tagged(tag) {
             let word = slot.word();
+            let Some(segment) = map.get(journal.number_of(word.lsn())) else {
+                failure = Some(word.lsn());
+                continue;
+            };
+            segment.prefetch(word.lsn());
             // Only a reservation is in the table before its record is in the journal.
-            if word.phase() == Phase::Reserved && !journal.is_published(map, word.lsn()) {
-                return Match::Unsettled;
+            if word.phase() == Phase::Reserved && !segment.is_published(journal.offset_of(word.lsn())) {
+                return Ok(Sought::Unsettled(word));
             }
-            // Keys whose hashes are equal were mostly written one after the other, to one segment.
-            let number = journal.number_of(word.lsn());
-            if last.is_none_or(|segment: &Segment| segment.number() != number) {
-                last = map.get(number).map(|segment| &**segment);
-            }
-            let entry = last.and_then(|segment| {
-                segment.prefetch(word.lsn());
-                Entry::read(segment, word.lsn())
-            });
-            match entry {
+            match Entry::read(segment, word.lsn()) {
                 Some(entry) if key.matches(entry.stored_key()) || planted!(HashTrusted) => {
-                    found = Some(entry);
-                    Match::Same
+                    return Ok(Sought::Found(at, entry));
                 }
-                Some(_) => Match::Other,
-                None => {
-                    failure = Some(word.lsn());
-                    Match::Other
-                }
+                Some(_) => {}
+                None => failure = Some(word.lsn()),
             }
-        });
-        match (probe, found, failure) {
-            (Probe::Found(at), Some(entry), _) => Ok(Sought::Found(at, entry)),
-            (Probe::Unsettled(word), ..) => Ok(Sought::Unsettled(word)),
-            (_, _, Some(lsn)) => Err(journal.vanished(lsn)),
-            (_, _, None) => Ok(Sought::Absent),
+        }
+        match failure {
+            None => Ok(Sought::Absent),
+            Some(lsn) => Err(journal.vanished(lsn)),
         }
     }
 
@@ -289,49 +276,28 @@ impl Shard {
     /// The slot that holds exactly this word.
     #[inline]
     pub(crate) fn find_word(&self, tag: u32, word: Word) -> Option<usize> {
-        let is = |slot: &Slot| if slot.word() == word { Match::Same } else { Match::Other };
-        match self.table.find(tag, is) {
-            Probe::Found(at) => Some(at),
-            Probe::Absent | Probe::Unsettled(_) => None,
-        }
+        self.table.find(tag, |slot| slot.word() == word)
     }
 
     /// The slot that points to this record.
     #[inline]
     pub(crate) fn find_lsn(&self, tag: u32, lsn: u64) -> Option<usize> {
-        let is = |slot: &Slot| if slot.word().lsn() == lsn { Match::Same } else { Match::Other };
-        match self.table.find(tag, is) {
-            Probe::Found(at) => Some(at),
-            Probe::Absent | Probe::Unsettled(_) => None,
-        }
+        self.table.find(tag, |slot| slot.word().lsn() == lsn)
     }
 
     /// The slot that this timer belongs to.
     pub(crate) fn find_timer(&self, tag: u32, timer: TimerId) -> Option<usize> {
-        let is = |slot: &Slot| if slot.timer == timer.raw() { Match::Same } else { Match::Other };
-        match self.table.find(tag, is) {
-            Probe::Found(at) => Some(at),
-            Probe::Absent | Probe::Unsettled(_) => None,
-        }
+        self.table.find(tag, |slot| slot.timer == timer.raw())
     }
 
     /// The slot whose record was written under this fence.
     pub(crate) fn find_fence(&self, tag: u32, fence: u64, journal: &Journal, map: &SegmentMap) -> Option<usize> {
-        let probe = self.table.find(tag, |slot| {
+        self.table.find(tag, |slot| {
             let lsn = slot.word().lsn();
             // A record that isn't readable yet belongs to a newer reservation.
-            if !journal.is_published(map, lsn) {
-                return Match::Other;
-            }
-            match journal.entry(map, lsn) {
-                Ok(record) if record.fence() == fence || planted!(FenceUnchecked) => Match::Same,
-                Ok(_) | Err(_) => Match::Other,
-            }
-        });
-        match probe {
-            Probe::Found(at) => Some(at),
-            Probe::Absent | Probe::Unsettled(_) => None,
-        }
+            let record = if journal.is_published(map, lsn) { journal.entry(map, lsn).ok() } else { None };
+            record.is_some_and(|record| record.fence() == fence || planted!(FenceUnchecked))
+        })
     }
 }
 

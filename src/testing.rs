@@ -8,7 +8,7 @@ pub use crate::wheel::{Due, Step, TimerId, Wheel};
 use crate::journal::codec::{Binding, Kind, Meta, RecordRef, encode};
 use crate::key::Key;
 use crate::state::Phase;
-use crate::table::{Match, Probe, Shards, Slot, Table, Word, tag_of};
+use crate::table::{Shards, Slot, Table, Word, tag_of};
 
 /// The store's table and locks, without journal and wheel: a set of pairs of a hash and the LSN it leads to.
 #[derive(Debug)]
@@ -52,11 +52,7 @@ impl ShardedTable {
 
 #[inline]
 fn find(table: &Table, hash: u64, lsn: u64) -> Option<usize> {
-    let is = |slot: &Slot| if slot.word().lsn() == lsn { Match::Same } else { Match::Other };
-    match table.find(tag_of(hash), is) {
-        Probe::Found(at) => Some(at),
-        Probe::Absent | Probe::Unsettled(_) => None,
-    }
+    table.find(tag_of(hash), |slot| slot.word().lsn() == lsn)
 }
 
 /// The bytes of an answer's record.

@@ -47,25 +47,6 @@ impl Slot {
     }
 }
 
-/// Where a probe ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Probe {
-    /// The key's slot.
-    Found(usize),
-    /// The key is absent.
-    Absent,
-    /// The caller could not tell yet whether this slot is the key's.
-    Unsettled(Word),
-}
-
-/// What the caller says of a slot whose tag is right.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Match {
-    Same,
-    Other,
-    Unsettled,
-}
-
 /// One open-addressing table.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
@@ -96,28 +77,30 @@ impl Table {
         if at + 1 == self.slots.len() { 0 } else { at + 1 }
     }
 
-    /// Looks for the slot with this tag that `is` confirms.
-    #[inline]
-    pub(crate) fn find(&self, tag: u32, mut is: impl FnMut(&Slot) -> Match) -> Probe {
-        if self.slots.is_empty() {
-            return Probe::Absent;
-        }
-        let mut at = self.home(tag);
-        loop {
-            let slot = &self.slots[at];
-            let word = slot.word();
-            if word.is_empty() {
-                return Probe::Absent;
-            }
-            if slot.tag == tag {
-                match is(slot) {
-                    Match::Same => return Probe::Found(at),
-                    Match::Unsettled => return Probe::Unsettled(word),
-                    Match::Other => {}
+    /// The slots with this tag, each with its place, in the order of a probe.
+    #[inline(always)]
+    pub(crate) fn tagged(&self, tag: u32) -> impl Iterator<Item = (usize, &Slot)> {
+        let mut next = self.home(tag);
+        std::iter::from_fn(move || {
+            loop {
+                // Of a table without slots there is not even the first.
+                let slot = self.slots.get(next)?;
+                if slot.word().is_empty() {
+                    return None;
+                }
+                let at = next;
+                next = self.after(at);
+                if slot.tag == tag {
+                    return Some((at, slot));
                 }
             }
-            at = self.after(at);
-        }
+        })
+    }
+
+    /// Looks for the slot with this tag that `is` confirms.
+    #[inline]
+    pub(crate) fn find(&self, tag: u32, mut is: impl FnMut(&Slot) -> bool) -> Option<usize> {
+        self.tagged(tag).find(|(_, slot)| is(slot)).map(|(at, _)| at)
     }
 
     /// Where a look for this tag begins, to be fetched ahead; `None` in an empty table.
@@ -287,8 +270,8 @@ mod tests {
         Word::new(Phase::Completed, (id + 1) * 8)
     }
 
-    fn find(table: &Table, tag: u32, id: u64) -> Probe {
-        table.find(tag, |slot| if slot.word() == word(id) { Match::Same } else { Match::Other })
+    fn find(table: &Table, tag: u32, id: u64) -> Option<usize> {
+        table.find(tag, |slot| slot.word() == word(id))
     }
 
     proptest! {
@@ -302,17 +285,17 @@ mod tests {
                 let tag_value = tags[tag as usize];
                 let id = id * 8 + u64::from(tag);
                 let found = find(&table, tag_value, id);
-                prop_assert_eq!(matches!(found, Probe::Found(_)), model.contains(&id));
+                prop_assert_eq!(found.is_some(), model.contains(&id));
                 match found {
-                    Probe::Absent if add => {
+                    None if add => {
                         table.insert(tag_value, word(id), 0);
                         model.insert(id);
                     }
-                    Probe::Found(at) if !add => {
+                    Some(at) if !add => {
                         table.remove(at);
                         model.remove(&id);
                     }
-                    Probe::Absent | Probe::Found(_) | Probe::Unsettled(_) => {}
+                    None | Some(_) => {}
                 }
                 table.validate();
                 prop_assert_eq!(table.len(), model.len());
@@ -334,13 +317,13 @@ mod tests {
         }
         let full = table.slots.len();
         for id in 0..9_990 {
-            let Probe::Found(at) = find(&table, tag(id), id) else { panic!("{id} is gone") };
+            let Some(at) = find(&table, tag(id), id) else { panic!("{id} is gone") };
             table.remove(at);
         }
         table.validate();
         assert!(table.slots.len() * 50 < full, "{} of {full} slots are left for 10 keys", table.slots.len());
         for id in 9_990..10_000 {
-            assert!(matches!(find(&table, tag(id), id), Probe::Found(_)));
+            assert!(find(&table, tag(id), id).is_some());
         }
     }
 }
