@@ -155,8 +155,8 @@ impl Engine {
 
     /// Takes a key's slot out, unless the key was free since the erasure began; its fence, if there was one.
     fn vacate(&self, key: &Key<'_>, horizon: u64, wakers: &mut Wakers) -> Result<Option<u64>> {
-        let Some((mut shard, map, at)) = self.find(self.hasher.hash(key), key)? else { return Ok(None) };
-        let record = self.journal.entry(&map, shard.table.slot(at).word().lsn())?;
+        let Some((mut shard, at)) = self.find(self.hasher.hash(key), key)? else { return Ok(None) };
+        let record = self.journal.entry(&shard.segments, shard.table.slot(at).word().lsn())?;
         let fence = record.fence();
         // Who took over goes on with what is to be forgotten.
         if fence >= horizon && record.attempt() == 1 {
@@ -211,7 +211,10 @@ impl Engine {
 
     /// Makes a spare of the segment of notes if all of them are done with; whether it did.
     pub(crate) fn recycle_notes(&self, space: &Space) -> Result<bool> {
-        if space.unfinished.is_empty() { self.journal.recycle_notes() } else { Ok(false) }
+        if !space.unfinished.is_empty() {
+            return Ok(false);
+        }
+        self.changing_segments(|| self.journal.recycle_notes())
     }
 
     /// Overwrites records that no slot points to, as far as nobody holds a handle to them.

@@ -322,7 +322,7 @@ impl Engine {
         if planted!(ReleaseDroppedEarly) {
             let mut dead = self.sealed_segments(true);
             dead.retain(|segment| segment.live_bytes() == 0 && !kept.contains(&segment.number()));
-            return self.journal.remove(&dead.iter().map(|segment| segment.number()).collect::<Vec<_>>());
+            return self.remove_segments(&dead.iter().map(|segment| segment.number()).collect::<Vec<_>>());
         }
         let keeps_from = space.keeps_from(&self.journal);
         let dead: Vec<_> = self
@@ -349,9 +349,24 @@ impl Engine {
             .take_while(|(a, b)| a == b)
             .map(|(a, _)| a)
             .collect();
-        self.journal.remove(&dead)?;
+        self.remove_segments(&dead)?;
         done.removed += dead.len() as u64;
         self.journal.sync_names()
+    }
+
+    fn remove_segments(&self, numbers: &[u64]) -> Result<()> {
+        if numbers.is_empty() { Ok(()) } else { self.changing_segments(|| self.journal.remove(numbers)) }
+    }
+
+    /// Brings all shards up to date after a change that takes segments away, so that nothing keeps those.
+    pub(crate) fn changing_segments<T>(&self, change: impl FnOnce() -> T) -> T {
+        // Dropped last, or a segment could be unmapped under a shard's lock.
+        let _before = Arc::clone(&self.journal.segments());
+        let answer = change();
+        for mut shard in self.shards.iter() {
+            self.journal.refresh(&mut shard.segments);
+        }
+        answer
     }
 
     fn oldest_reservations(&self) -> Option<u64> {
@@ -382,7 +397,7 @@ impl Engine {
             }
             dead.push(segment.number());
         }
-        self.journal.remove(&dead)?;
+        self.remove_segments(&dead)?;
         done.removed += dead.len() as u64;
         self.journal.sync_names()?;
         Ok(pinned)

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::journal::Bell;
 use crate::record::Record;
-use crate::state::Phase;
+use crate::state::{self, Event, Phase, Transition};
 use crate::store::Engine;
 use crate::table::tag_of;
 use std::fmt;
@@ -118,26 +118,30 @@ impl<'p> Waiter<'p> {
         let mut shard = engine.lock(hash);
         // Under the lock: `close` says so first and then takes each shard's lock to wake its waiters.
         engine.admit()?;
-        let map = engine.journal.segments();
-        let Some(at) = shard.find_fence(tag, fence, &engine.journal, &map) else {
-            return Ok(Look::Over(Wait::Retry));
-        };
-        let entry = engine.journal.entry(&map, shard.table.slot(at).word().lsn())?;
-        let Some(state) = engine.settle(&mut shard, at, tag, &entry, now_ms) else {
-            return Ok(Look::Over(Wait::Retry));
-        };
-        match state.phase {
-            Phase::Completed => {
-                shard.counts.replayed += 1;
-                let answer = engine.give(shard, &entry, sync)?;
-                Ok(Look::Over(Wait::Replay(answer)))
+        loop {
+            let Some(at) = shard.find_fence(tag, fence, &engine.journal, &shard.segments) else {
+                return Ok(Look::Over(Wait::Retry));
+            };
+            let slot = shard.table.slot(at);
+            let entry = engine.journal.entry(&shard.segments, slot.word().lsn())?;
+            let state = shard.state(slot, entry.fence(), entry.deadline_ms());
+            if let Transition::To(phase) = state::step(state, Event::Elapse(now_ms)) {
+                engine.elapse(&mut shard, at, tag, state.fence, phase, now_ms);
+                continue;
             }
-            Phase::Reserved | Phase::Completing => {
-                let left = Duration::from_millis(state.deadline_ms.saturating_sub(now_ms));
-                self.ticket = Some(shard.park(fence, self.ticket, waker));
-                Ok(Look::Running((state.deadline_ms != u64::MAX).then_some(left)))
-            }
-            Phase::Interrupted | Phase::Vacant | Phase::Released => Ok(Look::Over(Wait::Retry)),
+            return match state.phase {
+                Phase::Completed => {
+                    let answer = engine.answer(&shard, &entry, sync);
+                    shard.counts.replayed += 1;
+                    Ok(Look::Over(Wait::Replay(engine.give(shard, answer)?)))
+                }
+                Phase::Reserved | Phase::Completing => {
+                    let left = Duration::from_millis(state.deadline_ms.saturating_sub(now_ms));
+                    self.ticket = Some(shard.park(fence, self.ticket, waker));
+                    Ok(Look::Running((state.deadline_ms != u64::MAX).then_some(left)))
+                }
+                Phase::Interrupted | Phase::Vacant | Phase::Released => Ok(Look::Over(Wait::Retry)),
+            };
         }
     }
 }

@@ -900,7 +900,7 @@ impl Replay<'_> {
                             strays.push(Target { lsn: slot.lsn(), len: known.len() });
                         }
                         if shard.table.slot(at).timer != OVER {
-                            known.sub_live();
+                            self.journal.sub_live_bytes(&map, slot.lsn(), known.len());
                         }
                     }
                     shard.table.slot_mut(at).timer = TimerId::NONE.raw();

@@ -3,13 +3,14 @@
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::codec::{self, Kind, Meta};
-use crate::journal::{Claim, Entry, SegmentMap, Stream};
+use crate::journal::{Claim, Stream};
 use crate::key::Retention;
 use crate::record::Record;
 use crate::shard::Shard;
-use crate::state::{self, Event, Phase, Transition};
+use crate::state::{self, Event, Phase, State, Transition};
 use crate::store::{Engine, Terms, check_retention, lease_ms};
 use crate::table::{Word, tag_of};
+use smallvec::SmallVec;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +74,14 @@ enum Verdict {
     Fail,
     Release,
     Point,
+}
+
+/// The owner's slot as it was before it had its say.
+struct Before {
+    at: usize,
+    word: Word,
+    /// Length of the record.
+    len: u64,
 }
 
 impl Reservation {
@@ -175,8 +184,7 @@ impl Reservation {
         let engine = &*self.engine;
         let now_ms = engine.clock.now_ms();
         let mut shard = engine.lock(self.hash);
-        let map = engine.journal.segments();
-        let Some((at, _)) = self.own_slot(&shard, &map, Event::Renew(self.fence)) else {
+        let Some(at) = self.own_slot(&shard, Event::Renew(self.fence)) else {
             shard.counts.fenced += 1;
             return Err(Error::fenced(self.fence));
         };
@@ -226,22 +234,20 @@ impl Reservation {
         }
     }
 
-    /// The key's slot and record, if this is its owner and may do what the event says.
+    /// The key's slot, if this is its owner and may do what the event says.
     #[inline]
-    fn own_slot<'m>(&self, shard: &Shard, map: &'m SegmentMap, event: Event) -> Option<(usize, Entry<'m>)> {
-        let journal = &self.engine.journal;
+    fn own_slot(&self, shard: &Shard, event: Event) -> Option<usize> {
         let tag = tag_of(self.hash);
         let at = match shard.find_lsn(tag, self.lsn) {
             Some(at) => at,
             // Upkeep may have moved the record; its fence went with it.
-            None => shard.find_fence(tag, self.fence, journal, map)?,
+            None => shard.find_fence(tag, self.fence, &self.engine.journal, &shard.segments)?,
         };
-        let slot = shard.table.slot(at);
-        let entry = journal.entry(map, slot.word().lsn()).ok()?;
-        match state::step(shard.state(slot, entry.fence(), u64::MAX), event) {
+        let phase = shard.table.slot(at).word().phase();
+        match state::step(State { phase, fence: self.fence, deadline_ms: u64::MAX }, event) {
             Transition::Fenced => None,
             Transition::To(_) | Transition::Stay | Transition::Replay | Transition::InFlight | Transition::Mismatch => {
-                Some((at, entry))
+                Some(at)
             }
         }
     }
@@ -256,47 +262,47 @@ impl Reservation {
                 format!("{} bytes are more than max_record_len = {}", payload.len(), engine.limits.max_record_len),
             ));
         }
-        let mut map;
-        let (mut claim, meta, entry, at) = loop {
-            engine.journal.poison.check()?;
-            let now_ms = engine.clock.now_ms();
-            let (stream, kept_until_ms) = self.destination(verdict, now_ms);
-            let mut shard = engine.lock(self.hash);
-            map = engine.journal.segments();
-            let Some((at, entry)) = self.own_slot(&shard, &map, Event::Begin(self.fence)) else {
-                shard.counts.fenced += 1;
-                return Err(Error::fenced(self.fence));
-            };
-            let len = codec::record_len(entry.stored_key().len(), payload.len())
-                .ok_or_else(|| Error::new(ErrorKind::RecordTooLarge, "the record is longer than the format allows"))?;
-            let Some(claim) = engine.journal.claim(stream, len) else {
-                drop(shard);
-                engine.journal.turn(stream)?;
-                continue;
-            };
-            let slot = shard.table.slot(at);
-            let word = slot.word();
-            let moved = slot.advance(word, word.with(Phase::Completing));
-            debug_assert!(moved, "slots change only under their shard's lock");
-            let meta = Meta {
-                kind: verdict.kind(),
-                fence: self.fence,
-                written_ms: now_ms,
-                deadline_ms: kept_until_ms,
-                attempt: self.attempt,
-                sequence: self.points + u32::from(verdict == Verdict::Point),
-                fingerprint: entry.fingerprint(),
-            };
-            break (claim, meta, entry, (at, word));
+        engine.journal.poison.check()?;
+        let now_ms = engine.clock.now_ms();
+        let (stream, kept_until_ms) = self.destination(verdict, now_ms);
+        let mut shard = engine.lock(self.hash);
+        let own = self.own_slot(&shard, Event::Begin(self.fence)).and_then(|at| {
+            let word = shard.table.slot(at).word();
+            Some((at, word, engine.journal.entry(&shard.segments, word.lsn()).ok()?))
+        });
+        let Some((at, word, entry)) = own else {
+            shard.counts.fenced += 1;
+            return Err(Error::fenced(self.fence));
         };
+        let len = codec::record_len(entry.stored_key().len(), payload.len())
+            .ok_or_else(|| Error::new(ErrorKind::RecordTooLarge, "the record is longer than the format allows"))?;
+        let Some(mut claim) = engine.journal.claim(stream, len) else {
+            drop(shard);
+            engine.journal.turn(stream)?;
+            return self.write(verdict, payload);
+        };
+        let moved = shard.table.slot(at).advance(word, word.with(Phase::Completing));
+        debug_assert!(moved, "slots change only under their shard's lock");
+        let meta = Meta {
+            kind: verdict.kind(),
+            fence: self.fence,
+            written_ms: now_ms,
+            deadline_ms: kept_until_ms,
+            attempt: self.attempt,
+            sequence: self.points + u32::from(verdict == Verdict::Point),
+            fingerprint: entry.fingerprint(),
+        };
+        // A copy, which is cheaper than what would keep the record in place without the lock.
+        let key: SmallVec<[u8; 256]> = SmallVec::from_slice(entry.stored_key());
+        let before = Before { at, word, len: entry.len() };
+        drop(shard);
         // The slot is `completing`: its record is neither moved nor, until this claim is published, overwritten.
         if verdict.is_live() {
             claim.add_live();
         }
-        let key = entry.stored_key();
         let record = claim.handle(&meta, key.len(), payload.len());
-        let answer = claim.write(&meta, &[key], payload, self.terms.sync);
-        self.settle(verdict, &claim, &meta, &entry, at, answer)?;
+        let answer = claim.write(&meta, &[&key], payload, self.terms.sync);
+        self.settle(verdict, &claim, &meta, &before, answer)?;
         Ok((record, claim.lsn()))
     }
 
@@ -306,15 +312,15 @@ impl Reservation {
         verdict: Verdict,
         claim: &Claim<'_>,
         meta: &Meta,
-        before: &Entry<'_>,
-        (at, word): (usize, Word),
+        before: &Before,
         answer: Result<()>,
     ) -> Result<()> {
         let engine = &*self.engine;
         let tag = tag_of(self.hash);
         let written = Word::new(verdict.settled_phase(), claim.lsn());
         let mut shard = engine.lock(self.hash);
-        let at = shard.find_word_near(at, tag, word.with(Phase::Completing));
+        let word = before.word;
+        let at = shard.find_word_near(before.at, tag, word.with(Phase::Completing));
         if verdict.is_live() && (at.is_none() || answer.is_err()) {
             engine.sub_live(written.lsn());
         }
@@ -327,7 +333,7 @@ impl Reservation {
             Ok(()) => verdict.event(self.fence),
             Err(_) => Event::Resume(self.fence),
         };
-        let state = shard.state(shard.table.slot(at), self.fence, u64::MAX);
+        let state = State { phase: Phase::Completing, fence: self.fence, deadline_ms: u64::MAX };
         let Transition::To(phase) = state::step(state, event) else {
             unreachable!("a verdict that was begun ends in {state:?}")
         };
@@ -342,7 +348,7 @@ impl Reservation {
             Verdict::Release => &mut shard.counts.released,
             Verdict::Point => {
                 shard.advance(at, tag, written, lease_end_ms);
-                before.sub_live();
+                engine.journal.sub_live_bytes(&shard.segments, word.lsn(), before.len);
                 return Ok(());
             }
         };
@@ -354,7 +360,7 @@ impl Reservation {
         } else {
             shard.advance(at, tag, written, u64::MAX);
             claim.note_deadline(meta.deadline_ms);
-            before.sub_live();
+            engine.journal.sub_live_bytes(&shard.segments, word.lsn(), before.len);
         }
         shard.wake(self.fence);
         Ok(())
@@ -415,8 +421,7 @@ impl Drop for Reservation {
         }
         let tag = tag_of(self.hash);
         let mut shard = self.engine.lock(self.hash);
-        let map = self.engine.journal.segments();
-        if let Some((at, _)) = self.own_slot(&shard, &map, Event::Abandon(self.fence)) {
+        if let Some(at) = self.own_slot(&shard, Event::Abandon(self.fence)) {
             let word = shard.table.slot(at).word();
             if word.phase() == Phase::Reserved {
                 shard.counts.interrupted += 1;

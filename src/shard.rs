@@ -10,6 +10,7 @@ use crate::wheel::{TimerId, Wheel};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::task::Waker;
 
 /// Counts of what a shard was asked and what it did, since the store was opened.
@@ -44,6 +45,8 @@ pub(crate) struct Shard {
     pub(crate) table: Table,
     pub(crate) wheel: Wheel,
     pub(crate) counts: Counts,
+    /// The journal's segments, which are at least all those that the table's records lie in (J6).
+    pub(crate) segments: Arc<SegmentMap>,
     /// Who waits for a reservation's end: by fence, and then by ticket, in the order they came.
     parked: HashMap<u64, BTreeMap<u64, Waker>>,
     tickets: u64,
@@ -176,6 +179,7 @@ impl Shard {
             table: Table::with_room_for(keys),
             wheel: Wheel::new(now_ms),
             counts: Counts::default(),
+            segments: Arc::default(),
             parked: HashMap::new(),
             tickets: 0,
         }

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
 use crate::journal::codec::{self, Kind, Meta};
 use crate::journal::mmap::ForkMark;
-use crate::journal::{Claim, Entry, Journal, SegmentMap, Stream};
+use crate::journal::{Claim, Entry, Journal, SegmentMap, Stream, Unsynced};
 use crate::key::{Durability, Key, Request, Retention};
 use crate::maintain::{Maintained, Workers};
 use crate::pending::Pending;
@@ -23,12 +23,11 @@ use crate::record::Record;
 use crate::recovery::RecoveryReport;
 use crate::reservation::Reservation;
 use crate::shard::{Counts, Locked, Shard, Sought};
-use crate::state::{self, Event, Phase, State, Transition};
+use crate::state::{self, Event, Phase, Transition};
 use crate::stats::Stats;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::table::{Shards, Slot, Word, tag_of};
-use arc_swap::Guard;
 use dashmap::DashMap;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
@@ -355,22 +354,10 @@ pub(crate) struct Terms {
     pub(crate) auto_renew: bool,
 }
 
-/// What stands in the way of a reservation.
-enum Obstacle {
-    /// The reservations stream needs another segment.
-    Turn,
-    /// The record at this LSN has to be readable first.
-    Unsettled(u64),
-}
-
-/// A locked shard, the segments as they were then, and where in the table a slot is.
-pub(crate) type Place<'e> = (Locked<'e>, Guard<Arc<SegmentMap>>, usize);
-
-/// What a look at the table led to.
-enum Decision<'e> {
-    Answer(Outcome),
-    Retry(Obstacle),
-    Claimed { claim: Claim<'e>, now_ms: u64, attempt: u32, over: Option<Interrupted> },
+/// An answer, and what has to be durable before it is given.
+pub(crate) struct Answer {
+    record: Record,
+    unsynced: Option<Unsynced>,
 }
 
 /// The state that a reservation takes over.
@@ -381,25 +368,40 @@ struct Interrupted {
     point: Option<Record>,
 }
 
+impl Interrupted {
+    fn new(shard: &Shard, at: usize, entry: &Entry<'_>) -> Self {
+        let point = match entry.payload() {
+            [] => None,
+            [_, ..] => Some(entry.handle()),
+        };
+        Interrupted { word: shard.table.slot(at).word(), len: entry.len(), point }
+    }
+
+    fn point(&self) -> &[u8] {
+        self.point.as_ref().map_or(&[], Record::bytes)
+    }
+}
+
 impl Engine {
-    /// The shard of a key's hash, locked.
+    /// The shard of a key's hash, locked, with the segments of now.
     #[inline]
     pub(crate) fn lock(&self, hash: u64) -> Locked<'_> {
-        Locked::new(self.shards.of(hash))
+        let mut shard = Locked::new(self.shards.of(hash));
+        self.journal.refresh(&mut shard.segments);
+        shard
     }
 
     /// The shard of a key with the place of the key's slot, whose record can be read; `None` if there is no slot.
-    pub(crate) fn find(&self, hash: u64, key: &Key<'_>) -> Result<Option<Place<'_>>> {
+    pub(crate) fn find(&self, hash: u64, key: &Key<'_>) -> Result<Option<(Locked<'_>, usize)>> {
         loop {
             let shard = self.lock(hash);
-            let map = self.journal.segments();
-            let found = match shard.find_key(&self.journal, &map, tag_of(hash), key)? {
+            let found = match shard.find_key(&self.journal, &shard.segments, tag_of(hash), key)? {
                 Sought::Found(at, _) => Ok(at),
                 Sought::Absent => return Ok(None),
                 Sought::Unsettled(word) => Err(word),
             };
             match found {
-                Ok(at) => return Ok(Some((shard, map, at))),
+                Ok(at) => return Ok(Some((shard, at))),
                 Err(word) => {
                     drop(shard);
                     self.journal.wait_published(word.lsn());
@@ -431,7 +433,7 @@ impl Engine {
         }
     }
 
-    fn terms(&self, request: &Request<'_>) -> Result<Terms> {
+    fn check(&self, request: &Request<'_>) -> Result<()> {
         let key = &request.key;
         Engine::check_key(key)?;
         if key.len() > self.limits.max_key_len {
@@ -444,127 +446,139 @@ impl Engine {
                 ),
             ));
         }
-        let lease_ms = match request.lease {
-            Some(lease) => lease_ms(lease)?,
-            None => self.limits.lease_ms,
-        };
-        let retention = request.retention.unwrap_or(self.limits.retention);
-        check_retention(retention)?;
-        Ok(Terms { lease_ms, retention, sync: self.syncs(request), auto_renew: request.auto_renew })
+        if let Some(lease) = request.lease {
+            lease_ms(lease)?;
+        }
+        request.retention.map_or(Ok(()), check_retention)
     }
 
+    fn terms(&self, request: &Request<'_>) -> Result<Terms> {
+        Ok(Terms {
+            lease_ms: request.lease.map_or(Ok(self.limits.lease_ms), lease_ms)?,
+            retention: request.retention.unwrap_or(self.limits.retention),
+            sync: self.syncs(request),
+            auto_renew: request.auto_renew,
+        })
+    }
+
+    #[inline]
     fn syncs(&self, request: &Request<'_>) -> bool {
         request.durability.unwrap_or(self.limits.durability) == Durability::Synced
     }
 
+    /// Finds the key's state, and claims the key if it is free; all under one lock, which is let go before any I/O.
     pub(crate) fn reserve(self: &Arc<Self>, request: &Request<'_>) -> Result<Outcome> {
         self.admit()?;
-        let terms = self.terms(request)?;
+        self.check(request)?;
         let hash = self.hasher.hash(&request.key);
-        loop {
-            match self.decide(request, &terms, hash)? {
-                Decision::Answer(outcome) => return Ok(outcome),
-                Decision::Retry(Obstacle::Turn) => self.journal.turn(Stream::RESERVATIONS)?,
-                Decision::Retry(Obstacle::Unsettled(lsn)) => self.journal.wait_published(lsn),
-                Decision::Claimed { claim, now_ms, attempt, over } => {
-                    return self.write_reservation(request, &terms, hash, claim, now_ms, attempt, over);
-                }
-            }
-        }
-    }
-
-    /// Finds the key's state, and claims the key if it is free; all under one lock. Only for an answer that is not yet as
-    /// durable as the request wants there is I/O, after the lock.
-    #[inline]
-    fn decide<'e>(self: &'e Arc<Self>, request: &Request<'_>, terms: &Terms, hash: u64) -> Result<Decision<'e>> {
         let tag = tag_of(hash);
-        let now_ms = self.clock.now_ms();
-        let mut shard = self.lock(hash);
-        let map = self.journal.segments();
-        let (at, entry) = match shard.find_key(&self.journal, &map, tag, &request.key)? {
-            Sought::Unsettled(word) => return Ok(Decision::Retry(Obstacle::Unsettled(word.lsn()))),
-            Sought::Absent => {
-                if planted!(LockDropped) {
-                    drop(shard);
-                    self.clock.now_ms();
-                    shard = self.lock(hash);
+        loop {
+            let now_ms = self.clock.now_ms();
+            let mut shard = self.lock(hash);
+            let (at, entry) = match shard.find_key(&self.journal, &shard.segments, tag, &request.key)? {
+                Sought::Found(at, entry) => (at, entry),
+                Sought::Absent => {
+                    if planted!(LockDropped) {
+                        drop(shard);
+                        self.clock.now_ms();
+                        shard = self.lock(hash);
+                    }
+                    return self.reserve_vacant(shard, request, hash, now_ms);
                 }
-                return self.claim_vacant(&mut shard, terms, request, tag, now_ms);
+                Sought::Unsettled(word) => {
+                    drop(shard);
+                    self.journal.wait_published(word.lsn());
+                    continue;
+                }
+            };
+            let state = shard.state(shard.table.slot(at), entry.fence(), entry.deadline_ms());
+            if let Transition::To(phase) = state::step(state, Event::Elapse(now_ms)) {
+                self.elapse(&mut shard, at, tag, state.fence, phase, now_ms);
+                continue;
             }
-            Sought::Found(at, entry) => (at, entry),
-        };
-        let Some(state) = self.settle(&mut shard, at, tag, &entry, now_ms) else {
-            return self.claim_vacant(&mut shard, terms, request, tag, now_ms);
-        };
-        let matches = entry.fingerprint() == request.fingerprint;
-        match state::step(state, Event::Reserve { matches }) {
-            Transition::Replay => {
-                shard.counts.replayed += 1;
-                let answer = self.give(shard, &entry, terms.sync)?;
-                Ok(Decision::Answer(Outcome::Replay(answer)))
-            }
-            Transition::InFlight => {
-                shard.counts.in_flight += 1;
-                let left = Duration::from_millis(state.deadline_ms.saturating_sub(now_ms));
-                let lease_left = (state.deadline_ms != u64::MAX).then_some(left);
-                let pending = Pending::new(Arc::clone(self), hash, state.fence, lease_left, terms.sync);
-                Ok(Decision::Answer(Outcome::InFlight(pending)))
-            }
-            Transition::Mismatch => {
-                shard.counts.mismatched += 1;
-                let mismatch = Mismatch { stored: entry.fingerprint(), asked: request.fingerprint };
-                Ok(Decision::Answer(Outcome::Mismatch(mismatch)))
-            }
-            Transition::To(Phase::Reserved) => {
-                self.check_room()?;
-                let word = shard.table.slot(at).word();
-                let len = reservation_len(&request.key, entry.payload().len())?;
-                let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
-                    return Ok(Decision::Retry(Obstacle::Turn));
-                };
-                let point = match entry.payload() {
-                    [] => None,
-                    [_, ..] => Some(entry.handle()),
-                };
-                let attempt = entry.attempt().saturating_add(1);
-                let deadline_ms = now_ms.saturating_add(terms.lease_ms);
-                shard.advance(at, tag, Word::new(Phase::Reserved, claim.lsn()), deadline_ms);
-                shard.counts.taken_over += 1;
-                claim.add_live();
-                Ok(Decision::Claimed {
-                    claim,
-                    now_ms,
-                    attempt,
-                    over: Some(Interrupted { word, len: entry.len(), point }),
-                })
-            }
-            Transition::To(_) | Transition::Stay | Transition::Fenced => {
-                unreachable!("a request for a key in state {state:?} has no such answer")
+            let stored = entry.fingerprint();
+            match state::step(state, Event::Reserve { matches: stored == request.fingerprint }) {
+                Transition::Replay => {
+                    let answer = self.answer(&shard, &entry, self.syncs(request));
+                    shard.counts.replayed += 1;
+                    return Ok(Outcome::Replay(self.give(shard, answer)?));
+                }
+                Transition::InFlight => {
+                    shard.counts.in_flight += 1;
+                    let left = Duration::from_millis(state.deadline_ms.saturating_sub(now_ms));
+                    let lease_left = (state.deadline_ms != u64::MAX).then_some(left);
+                    let pending = Pending::new(Arc::clone(self), hash, state.fence, lease_left, self.syncs(request));
+                    return Ok(Outcome::InFlight(pending));
+                }
+                Transition::Mismatch => {
+                    shard.counts.mismatched += 1;
+                    return Ok(Outcome::Mismatch(Mismatch { stored, asked: request.fingerprint }));
+                }
+                Transition::To(Phase::Reserved) => {
+                    let attempt = entry.attempt().saturating_add(1);
+                    let over = Interrupted::new(&shard, at, &entry);
+                    return self.reserve_over(shard, at, request, hash, now_ms, attempt, over);
+                }
+                Transition::To(_) | Transition::Stay | Transition::Fenced => {
+                    unreachable!("a request for a key in state {state:?} has no such answer")
+                }
             }
         }
     }
 
-    /// Inserts the slot of a key that isn't in the table.
-    #[inline]
-    fn claim_vacant<'e>(
-        self: &'e Arc<Self>,
-        shard: &mut Shard,
-        terms: &Terms,
+    /// Reserves a key that isn't in the table: its slot is inserted, and then its record written.
+    #[inline(never)]
+    fn reserve_vacant(
+        self: &Arc<Self>,
+        mut shard: Locked<'_>,
         request: &Request<'_>,
-        tag: u32,
+        hash: u64,
         now_ms: u64,
-    ) -> Result<Decision<'e>> {
+    ) -> Result<Outcome> {
+        let terms = self.terms(request)?;
         self.check_room()?;
         self.count_key()?;
         let len = reservation_len(&request.key, 0)?;
         let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
             self.uncount_keys(1);
-            return Ok(Decision::Retry(Obstacle::Turn));
+            drop(shard);
+            self.journal.turn(Stream::RESERVATIONS)?;
+            return self.reserve(request);
         };
-        shard.insert(tag, Word::new(Phase::Reserved, claim.lsn()), now_ms.saturating_add(terms.lease_ms));
+        shard.insert(tag_of(hash), Word::new(Phase::Reserved, claim.lsn()), now_ms.saturating_add(terms.lease_ms));
         shard.counts.reserved += 1;
         claim.add_live();
-        Ok(Decision::Claimed { claim, now_ms, attempt: 1, over: None })
+        drop(shard);
+        self.write_reservation(request, &terms, hash, claim, now_ms, 1, None)
+    }
+
+    /// Reserves an interrupted key, by moving its slot on.
+    #[cold]
+    #[expect(clippy::too_many_arguments, reason = "a part of one operation")]
+    fn reserve_over(
+        self: &Arc<Self>,
+        mut shard: Locked<'_>,
+        at: usize,
+        request: &Request<'_>,
+        hash: u64,
+        now_ms: u64,
+        attempt: u32,
+        over: Interrupted,
+    ) -> Result<Outcome> {
+        let terms = self.terms(request)?;
+        self.check_room()?;
+        let len = reservation_len(&request.key, over.point().len())?;
+        let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
+            drop(shard);
+            self.journal.turn(Stream::RESERVATIONS)?;
+            return self.reserve(request);
+        };
+        let deadline_ms = now_ms.saturating_add(terms.lease_ms);
+        shard.advance(at, tag_of(hash), Word::new(Phase::Reserved, claim.lsn()), deadline_ms);
+        shard.counts.taken_over += 1;
+        claim.add_live();
+        drop(shard);
+        self.write_reservation(request, &terms, hash, claim, now_ms, attempt, Some(over))
     }
 
     /// Puts the record of a claimed reservation into the journal; on failure the key is as it was before.
@@ -590,7 +604,7 @@ impl Engine {
             fingerprint: request.fingerprint,
         };
         let key = &request.key;
-        let point = over.as_ref().and_then(|over| over.point.as_ref()).map_or(&[][..], Record::bytes);
+        let point = over.as_ref().map_or(&[][..], Interrupted::point);
         if terms.auto_renew {
             self.auto_renewed.insert(fence, terms.lease_ms);
         }
@@ -602,9 +616,7 @@ impl Engine {
         }
         if let Some(over) = &over {
             // It is not read any more: an erasure may be overwriting it.
-            if let Some(segment) = self.journal.segments().get(self.journal.number_of(over.word.lsn())) {
-                segment.sub_live_bytes(over.len);
-            }
+            self.journal.sub_live_bytes(&self.journal.segments(), over.word.lsn(), over.len);
         }
         let interrupted = over.is_some();
         let point = over.and_then(|over| over.point).map(|point| point.bytes().into());
@@ -629,33 +641,14 @@ impl Engine {
         shard.wake(fence);
     }
 
-    /// Applies the time to a slot: a lease or a retention may be over. The key's state then; `None` if it is vacant now.
-    #[inline]
-    pub(crate) fn settle(
-        &self,
-        shard: &mut Locked<'_>,
-        at: usize,
-        tag: u32,
-        entry: &Entry<'_>,
-        now_ms: u64,
-    ) -> Option<State> {
-        let state = shard.state(shard.table.slot(at), entry.fence(), entry.deadline_ms());
-        match state::step(state, Event::Elapse(now_ms)) {
-            Transition::To(Phase::Interrupted) => {
-                self.lapse(shard, at, tag, entry.fence(), now_ms);
-                Some(shard.state(shard.table.slot(at), entry.fence(), entry.deadline_ms()))
-            }
-            Transition::To(Phase::Vacant) => {
-                shard.counts.expired += 1;
-                self.remove_slot(shard, at);
-                None
-            }
-            Transition::To(_)
-            | Transition::Stay
-            | Transition::Replay
-            | Transition::InFlight
-            | Transition::Mismatch
-            | Transition::Fenced => Some(state),
+    /// Ends what the time says is over, a lease or a retention. Look at the key again then.
+    #[cold]
+    pub(crate) fn elapse(&self, shard: &mut Locked<'_>, at: usize, tag: u32, fence: u64, to: Phase, now_ms: u64) {
+        if to == Phase::Interrupted {
+            self.lapse(shard, at, tag, fence, now_ms);
+        } else {
+            shard.counts.expired += 1;
+            self.remove_slot(shard, at);
         }
     }
 
@@ -706,15 +699,20 @@ impl Engine {
         }
     }
 
-    /// A handle to an answer that was looked up; with `sync`, once it survives a power cut.
-    #[inline]
-    pub(crate) fn give(&self, shard: Locked<'_>, entry: &Entry<'_>, sync: bool) -> Result<Record> {
-        let answer = entry.handle();
+    /// An answer that was looked up, to be given; with `sync`, once it survives a power cut.
+    #[inline(always)]
+    pub(crate) fn answer(&self, shard: &Shard, entry: &Entry<'_>, sync: bool) -> Answer {
+        let unsynced = if sync { self.journal.unsynced(&shard.segments, entry) } else { None };
+        Answer { record: entry.handle(), unsynced }
+    }
+
+    #[inline(always)]
+    pub(crate) fn give(&self, shard: Locked<'_>, answer: Answer) -> Result<Record> {
         drop(shard);
-        if sync {
-            self.journal.make_durable(entry)?;
+        if let Some(unsynced) = answer.unsynced {
+            self.journal.make_durable(&unsynced)?;
         }
-        Ok(answer)
+        Ok(answer.record)
     }
 
     pub(crate) fn answer_of(&self, request: &Request<'_>) -> Result<Option<Record>> {
@@ -723,12 +721,20 @@ impl Engine {
         let hash = self.hasher.hash(&request.key);
         let tag = tag_of(hash);
         let now_ms = if planted!(ExpiredReturned) { 0 } else { self.clock.now_ms() };
-        let Some((mut shard, map, at)) = self.find(hash, &request.key)? else { return Ok(None) };
-        let entry = self.journal.entry(&map, shard.table.slot(at).word().lsn())?;
-        match self.settle(&mut shard, at, tag, &entry, now_ms) {
-            Some(state) if state.phase == Phase::Completed => self.give(shard, &entry, self.syncs(request)).map(Some),
-            Some(_) | None => Ok(None),
+        let Some((mut shard, at)) = self.find(hash, &request.key)? else { return Ok(None) };
+        let slot = shard.table.slot(at);
+        let entry = self.journal.entry(&shard.segments, slot.word().lsn())?;
+        let state = shard.state(slot, entry.fence(), entry.deadline_ms());
+        if let Transition::To(phase) = state::step(state, Event::Elapse(now_ms)) {
+            self.elapse(&mut shard, at, tag, state.fence, phase, now_ms);
+            // What has an end is an answer, which is gone now, or a lease.
+            return Ok(None);
         }
+        if state.phase != Phase::Completed {
+            return Ok(None);
+        }
+        let answer = self.answer(&shard, &entry, self.syncs(request));
+        self.give(shard, answer).map(Some)
     }
 
     fn verify(&self) -> Result<u64> {
@@ -838,6 +844,7 @@ pub(crate) fn check_retention(retention: Retention) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::ManualClock;
     use crate::error::ErrorKind;
 
     #[test]
@@ -849,10 +856,29 @@ mod tests {
         assert_eq!(store.verify().unwrap(), 2);
         let engine = store.engine();
         let hash = engine.hasher.hash(&request.key);
-        let Some((mut shard, _, at)) = engine.find(hash, &request.key).unwrap() else { panic!("the key is there") };
+        let Some((mut shard, at)) = engine.find(hash, &request.key).unwrap() else { panic!("the key is there") };
         let word = shard.table.slot(at).word();
         shard.advance(at, tag_of(hash), word.with(Phase::Interrupted), u64::MAX);
         drop(shard);
         assert_eq!(store.verify().unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn no_shard_keeps_a_segment_that_was_removed() {
+        let clock = Arc::new(ManualClock::new(1_000_000));
+        let builder = Store::builder().background(false).segment_size(64 * 1024).clock(Arc::clone(&clock));
+        let store = builder.retention(Retention::For(Duration::from_secs(1))).in_memory().unwrap();
+        for key in 0..2000u32 {
+            let reserved = store.reserve(&Request::new(&key.to_le_bytes())).unwrap();
+            let Outcome::Reserved(owner) = reserved else { panic!("nobody was before") };
+            drop(owner.complete([7; 100]).unwrap());
+        }
+        let journal = &store.engine().journal;
+        let before: Vec<_> = journal.segments().iter().map(Arc::downgrade).collect();
+        clock.advance(Duration::from_secs(2));
+        while store.maintain(10_000).unwrap().has_more {}
+        let left: Vec<_> = before.iter().filter_map(std::sync::Weak::upgrade).collect();
+        assert!(left.len() < before.len());
+        assert!(left.iter().all(|segment| journal.segments().get(segment.number()).is_some()));
     }
 }

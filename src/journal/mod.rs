@@ -9,7 +9,8 @@
 //!
 //! - **J5** No lock is held across I/O but `turn`, `next_number`, `sealing`, `syncing` and `list`: whoever takes them waits
 //!   for that I/O.
-//! - **J6** A segment is in the map from before its first record is written until after its removal was decided.
+//! - **J6** A segment is in the map from before its first record is written until after its removal was decided. Each shard keeps the
+//!   map as it was when the shard's lock was last taken, and so the segments in it; who removes some brings all shards up to date.
 //! - **J7** After the first failed write or sync nothing is acknowledged any more (`poison`).
 
 pub(crate) mod codec;
@@ -29,11 +30,11 @@ use crate::sync::{Condvar, Mutex};
 use arc_swap::{ArcSwap, Guard};
 use codec::{Binding, HEADER, Meta, RecordRef, SEGMENT_HEAD, SegmentHeader};
 use commit::Poison;
+use crossbeam_utils::CachePadded;
 use list::SegmentList;
 use media::Storage;
 use segment::Segment;
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,27 +59,6 @@ impl Stream {
     }
 }
 
-type Segments = HashMap<u64, Arc<Segment>, BuildHasherDefault<NumberHasher>>;
-
-/// Spreads segment numbers, which nobody chooses; unkeyed, so that every run visits segments in the same order.
-#[derive(Clone, Debug, Default)]
-struct NumberHasher(u64);
-
-impl Hasher for NumberHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _bytes: &[u8]) {
-        unreachable!("only u64 is hashed");
-    }
-
-    #[inline]
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
-    }
-}
-
 /// Spares that only upkeep may take, so that a full disk can be emptied by moving survivors.
 const HELD_BACK: usize = 1;
 /// Spares beside that, at the most.
@@ -99,17 +79,48 @@ enum Purpose {
 }
 
 /// All segments that exist, by number.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct SegmentMap(Segments);
+#[derive(Debug)]
+pub(crate) struct SegmentMap {
+    version: u64,
+    /// Open addressing by the number itself: most numbers follow each other. A power of two of places, half of them empty.
+    places: Box<[Option<Arc<Segment>>]>,
+}
+
+impl Default for SegmentMap {
+    fn default() -> Self {
+        SegmentMap::new(0, Vec::new())
+    }
+}
 
 impl SegmentMap {
+    fn new(version: u64, segments: Vec<Arc<Segment>>) -> Self {
+        let count = (segments.len() * 2).next_power_of_two();
+        let mut places: Box<[Option<Arc<Segment>>]> = std::iter::repeat_with(|| None).take(count).collect();
+        for segment in segments {
+            let mut at = segment.number() as usize & (count - 1);
+            while places[at].is_some() {
+                at = (at + 1) & (count - 1);
+            }
+            places[at] = Some(segment);
+        }
+        SegmentMap { version, places }
+    }
+
     #[inline]
     pub(crate) fn get(&self, number: u64) -> Option<&Arc<Segment>> {
-        self.0.get(&number)
+        let mask = self.places.len() - 1;
+        let mut at = number as usize & mask;
+        loop {
+            let segment = self.places[at].as_ref()?;
+            if segment.number() == number {
+                return Some(segment);
+            }
+            at = (at + 1) & mask;
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Segment>> {
-        self.0.values()
+        self.places.iter().flatten()
     }
 
     /// Numbers of the reservations stream's segments.
@@ -135,6 +146,8 @@ pub(crate) struct Journal {
     /// Which segments there are; none for a store in memory. The last lock to be taken.
     list: Option<Mutex<SegmentList>>,
     map: ArcSwap<SegmentMap>,
+    /// That of `map`, for who has a copy of it.
+    map_version: CachePadded<AtomicU64>,
     /// Serializes changes of `map`.
     map_writer: Mutex<()>,
     streams: [StreamHead; STREAMS],
@@ -184,14 +197,14 @@ impl Journal {
     ) -> Result<Self> {
         let full = Arc::new(full_segment()?);
         let head = || StreamHead { active: ArcSwap::from(Arc::clone(&full)), turn: Mutex::default() };
-        let map = segments.iter().map(|segment| (segment.number(), Arc::clone(segment))).collect();
         let sealed_bytes: u64 = segments.iter().map(|segment| segment.accounted_bytes()).sum();
         let used_bytes = sealed_bytes + blank.map_or(0, |_| options.segment_len);
         Ok(Journal {
             storage,
             options,
             list: list.map(Mutex::new),
-            map: ArcSwap::from_pointee(SegmentMap(map)),
+            map: ArcSwap::from_pointee(SegmentMap::new(1, segments.to_vec())),
+            map_version: CachePadded::new(AtomicU64::new(1)),
             map_writer: Mutex::default(),
             streams: std::array::from_fn(|_| head()),
             spares: Mutex::default(),
@@ -238,6 +251,22 @@ impl Journal {
         self.map.load()
     }
 
+    /// Brings what a shard has of the segments up to date: its lock is held, and was just taken.
+    ///
+    /// Whoever put an LSN into the shard had seen its segment in the map, and so sees whoever has the lock after that.
+    #[inline]
+    pub(crate) fn refresh(&self, segments: &mut Arc<SegmentMap>) {
+        // Acquire pairs with the release in `change_map`: who sees the version sees the map.
+        if segments.version != self.map_version.load(Ordering::Acquire) {
+            self.replace(segments);
+        }
+    }
+
+    #[cold]
+    fn replace(&self, segments: &mut Arc<SegmentMap>) {
+        *segments = self.map.load_full();
+    }
+
     /// The record at an LSN that a slot holds, so that it is published and its segment is there.
     #[inline]
     pub(crate) fn entry<'m>(&self, map: &'m SegmentMap, lsn: u64) -> Result<Entry<'m>> {
@@ -251,13 +280,27 @@ impl Journal {
         map.get(self.number_of(lsn)).ok_or_else(|| self.vanished(lsn))
     }
 
-    /// Returns when a record survives a power cut, whoever wrote it.
-    #[inline]
-    pub(crate) fn make_durable(&self, entry: &Entry<'_>) -> Result<()> {
-        if !self.options.persistent {
-            return Ok(());
+    /// What has to be durable so that a record survives a power cut, whoever wrote it; `None` if it does.
+    pub(crate) fn unsynced(&self, map: &SegmentMap, entry: &Entry<'_>) -> Option<Unsynced> {
+        let upto = self.offset_of(entry.lsn) + entry.len();
+        if !self.options.persistent || entry.segment.is_durable(upto) {
+            return None;
         }
-        entry.segment.make_durable(self.offset_of(entry.lsn) + entry.len(), &self.poison)
+        let segment = Arc::clone(map.get(entry.segment.number())?);
+        Some(Unsynced { segment, upto })
+    }
+
+    /// Returns when it is durable.
+    pub(crate) fn make_durable(&self, unsynced: &Unsynced) -> Result<()> {
+        unsynced.segment.make_durable(unsynced.upto, &self.poison)
+    }
+
+    /// No slot points any more to the record at an LSN, which is so long.
+    #[inline]
+    pub(crate) fn sub_live_bytes(&self, map: &SegmentMap, lsn: u64, len: u64) {
+        if let Some(segment) = map.get(self.number_of(lsn)) {
+            segment.sub_live_bytes(len);
+        }
     }
 
     /// The file that an LSN lies in.
@@ -491,7 +534,7 @@ impl Journal {
         let full = Arc::new(full_segment()?);
         self.unlist(&[active.number()])?;
         head.active.store(full);
-        self.change_map(|map| map.remove(&active.number()));
+        self.change_map(|segments| segments.retain(|segment| segment.number() != active.number()));
         self.renew(active.number(), &mut self.next_number.lock())?;
         Ok(true)
     }
@@ -511,17 +554,19 @@ impl Journal {
         let segment = Segment::fresh(number, base, binding, Arc::clone(&self.storage), blob)
             .map_err(|source| Error::io("map a segment", &self.storage.path(&segment_name(number)), source))?;
         let segment = Arc::new(segment);
-        self.change_map(|map| map.insert(number, Arc::clone(&segment)));
+        self.change_map(|segments| segments.push(Arc::clone(&segment)));
         self.spares.lock().push_back(segment);
         Ok(())
     }
 
-    fn change_map<T>(&self, change: impl FnOnce(&mut Segments) -> T) -> T {
+    fn change_map(&self, change: impl FnOnce(&mut Vec<Arc<Segment>>)) {
         let _writer = self.map_writer.lock();
-        let mut map = SegmentMap::clone(&self.map.load());
-        let answer = change(&mut map.0);
-        self.map.store(Arc::new(map));
-        answer
+        let map = self.map.load();
+        let mut segments = map.iter().cloned().collect();
+        change(&mut segments);
+        let version = map.version + 1;
+        self.map.store(Arc::new(SegmentMap::new(version, segments)));
+        self.map_version.store(version, Ordering::Release);
     }
 
     /// Seals one full segment; `true` if there was one. All reservations segments of now have to go before it.
@@ -634,7 +679,8 @@ impl Journal {
         for number in numbers {
             self.has_dirty_names.store(true, Ordering::Release);
             self.storage.remove(&segment_name(*number))?;
-            if let Some(removed) = self.change_map(|map| map.remove(number)) {
+            if let Some(removed) = self.map.load().get(*number) {
+                self.change_map(|segments| segments.retain(|segment| segment.number() != *number));
                 self.used_bytes.fetch_sub(removed.accounted_bytes(), Ordering::Relaxed);
             }
         }
@@ -655,6 +701,13 @@ impl Journal {
     }
 }
 
+/// A segment, and up to where it is not known to survive a power cut.
+#[derive(Debug)]
+pub(crate) struct Unsynced {
+    segment: Arc<Segment>,
+    upto: u64,
+}
+
 /// A record that can be read, and where it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry<'m> {
@@ -665,7 +718,7 @@ pub(crate) struct Entry<'m> {
 
 impl<'m> Entry<'m> {
     /// The record at an LSN of this segment, which the caller knows to be published.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn read(segment: &'m Segment, lsn: u64) -> Option<Self> {
         let record = segment.record(lsn)?;
         Some(Entry { segment, lsn, record })
@@ -675,12 +728,6 @@ impl<'m> Entry<'m> {
     #[inline]
     pub(crate) fn handle(&self) -> Record {
         self.segment.handle(self.lsn, &self.record.meta(), self.record.stored_key().len(), self.record.payload().len())
-    }
-
-    /// No slot points to the record any more.
-    #[inline]
-    pub(crate) fn sub_live(&self) {
-        self.segment.sub_live_bytes(self.record.len());
     }
 }
 
@@ -805,3 +852,27 @@ impl Drop for Claim<'_> {
 }
 
 const _: () = assert!(HEADER as u64 <= SEGMENT_HEAD);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_is_found_by_its_number_whatever_others_there_are() {
+        let storage: Arc<dyn Storage> = Arc::new(media::AnonMedia);
+        let segment = |number| {
+            let blob = storage.create("any", SEGMENT_HEAD, &[]).unwrap();
+            let binding = Binding::new(&[0; 16], number);
+            Arc::new(Segment::sealed(number, 0, binding, Arc::clone(&storage), blob, SEGMENT_HEAD).unwrap())
+        };
+        assert!(SegmentMap::default().get(0).is_none());
+        // The last three want the same place, the last of all.
+        let numbers = [1, 2, 3, 15, 31, u64::MAX];
+        let map = SegmentMap::new(1, numbers.map(segment).to_vec());
+        for number in numbers {
+            assert_eq!(map.get(number).unwrap().number(), number);
+        }
+        assert!([0, 4, 47].iter().all(|number| map.get(*number).is_none()));
+        assert_eq!(map.iter().count(), numbers.len());
+    }
+}

@@ -359,9 +359,15 @@ impl Segment {
         Ok(())
     }
 
+    /// Whether everything below `upto` is known to survive a power cut.
+    #[inline]
+    pub(crate) fn is_durable(&self, upto: u64) -> bool {
+        self.commit.durable() >= upto
+    }
+
     /// Returns when everything below `upto`, which was claimed, survives a power cut.
     pub(crate) fn make_durable(&self, upto: u64, poison: &Poison) -> Result<(), Error> {
-        if self.commit.durable() >= upto {
+        if self.is_durable(upto) {
             return Ok(());
         }
         self.wait_without_holes(upto);
@@ -438,7 +444,7 @@ impl Segment {
     }
 
     /// The record at an LSN of this segment, which the caller knows to be published.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn record(&self, lsn: u64) -> Option<RecordRef<'_>> {
         let at = lsn.checked_sub(self.base)?;
         // Relaxed: whoever may read the record has seen it published, which was after.
