@@ -18,7 +18,7 @@ use crate::journal::Stream;
 use crate::journal::mmap::prefetch;
 use crate::journal::reader::Target;
 use crate::journal::segment::Segment;
-use crate::key::Key;
+use crate::key::{Durability, Key};
 use crate::shard::Locked;
 use crate::state::{self, Event, Phase, State, Transition};
 use crate::store::Engine;
@@ -99,7 +99,7 @@ impl Engine {
         self.reclaim(left, &mut done)?;
         // Whoever drives upkeep by hand does so at a pace that one spare is enough for.
         self.journal.want_fewer_spares();
-        while self.journal.prepare_spare()? {}
+        while self.journal.work_ahead()? {}
         Ok(done)
     }
 
@@ -533,6 +533,10 @@ impl Workers {
     pub(crate) fn start(engine: &Arc<Engine>, background: bool) -> Result<Workers> {
         let workers = Workers { stop: Arc::default(), engine: Arc::clone(engine), threads: Mutex::new(Vec::new()) };
         if background {
+            // The first callers needn't wait for what is quickly made. If it can't be, they get to know.
+            if engine.limits.durability == Durability::Buffered {
+                while let Ok(true) = engine.journal.prepare_spare() {}
+            }
             workers.spawn("oncekey-ahead", tend_spares)?;
             workers.spawn("oncekey-seal", tend_seals)?;
             workers.spawn("oncekey-upkeep", tend_table)?;
@@ -579,7 +583,7 @@ impl Drop for Workers {
 /// Keeps spares ready.
 fn tend_spares(engine: &Engine, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
-        match engine.journal.prepare_spare() {
+        match engine.journal.work_ahead() {
             Ok(true) => {}
             Ok(false) => {
                 if !engine.journal.spare_bell.wait(IDLE) {

@@ -35,12 +35,15 @@ impl Region {
 
     /// The whole file, for reading and writing through the mapping (M4: its blocks are allocated).
     ///
-    /// With `by_pages` the kernel faults single pages in. Otherwise it may use folios of up to 2 MiB: faster to fault in,
-    /// but a sync then writes the whole folio back for one record.
+    /// With `by_pages` the kernel faults single pages in. Otherwise it is asked for folios of 2 MiB, each mapped by one fault
+    /// and write-protected at once for a sync; but that then writes the whole folio back for one record.
     pub(crate) fn writable(file: &File, by_pages: bool) -> io::Result<Self> {
         let region = Region { map: MmapRaw::map_raw(file)?, writable: true };
         if by_pages {
             region.map.advise(Advice::Random)?;
+        } else {
+            // Only advice: without huge pages the store is slower, not wrong.
+            region.advise_huge().ok();
         }
         Ok(region)
     }

@@ -63,6 +63,8 @@ impl Stream {
 const HELD_BACK: usize = 1;
 /// Spares beside that, at the most.
 const MOST_SPARES: usize = 4;
+/// Memory ready for appends that is enough while a spare is made.
+const SAFE_LEAD: u64 = 4 << 20;
 /// Segments below `max_bytes` that no reservation is granted for, so that operations under way can store their answers.
 const ROOM_FOR_ANSWERS: usize = 2;
 /// Segments beyond `max_bytes` that upkeep may take for a while, to move survivors of reservations and of answers: a store may
@@ -427,6 +429,27 @@ impl Journal {
         Ok(true)
     }
 
+    /// Makes a spare or readies some memory for appends, whichever is more urgent; `true` if there was any need.
+    pub(crate) fn work_ahead(&self) -> Result<bool> {
+        let has_spare = self.spares.lock().len() > HELD_BACK;
+        if has_spare && self.fault_in(SAFE_LEAD) {
+            return Ok(true);
+        }
+        Ok(self.prepare_spare()? || self.fault_in(u64::MAX))
+    }
+
+    /// Readies some memory for appends where they come to the end of it first, if they are less than `lead` away from that;
+    /// `true` if it did.
+    fn fault_in(&self, lead: u64) -> bool {
+        let active = self.streams.iter().map(|head| head.active.load_full());
+        let spares = self.spares.lock();
+        let next = active.chain(spares.iter().cloned()).filter_map(|segment| Some((segment.lead()?, segment)));
+        let next = next.min_by_key(|(lead, _)| *lead).filter(|(found, _)| *found < lead);
+        drop(spares);
+        // It has its blocks: a fault that fails here does so for want of memory, and may not when an append takes it.
+        next.map(|(_, segment)| segment.fault_in().ok()).is_some()
+    }
+
     /// Notes that no segment was needed for a while: one spare is enough.
     pub(crate) fn want_fewer_spares(&self) {
         self.wanted_spares.store(1, Ordering::Relaxed);
@@ -548,15 +571,22 @@ impl Journal {
         Ok(SegmentHeader::new(store_id, number, len))
     }
 
+    /// Makes a new segment a spare. If that fails its file stays, and is made another spare.
     fn add_spare(&self, number: u64, blob: Arc<dyn media::Blob>) -> Result<()> {
-        let binding = Binding::new(&self.options.store_id, number);
-        let base = number << self.options.segment_len.trailing_zeros();
-        let segment = Segment::fresh(number, base, binding, Arc::clone(&self.storage), blob)
-            .map_err(|source| Error::io("map a segment", &self.storage.path(&segment_name(number)), source))?;
-        let segment = Arc::new(segment);
+        let segment = self.ready(number, blob).inspect_err(|_| self.blank.store(number, Ordering::Relaxed))?;
         self.change_map(|segments| segments.push(Arc::clone(&segment)));
         self.spares.lock().push_back(segment);
         Ok(())
+    }
+
+    fn ready(&self, number: u64, blob: Arc<dyn media::Blob>) -> Result<Arc<Segment>> {
+        let binding = Binding::new(&self.options.store_id, number);
+        let base = number << self.options.segment_len.trailing_zeros();
+        let fail = |doing| move |source| Error::io(doing, &self.storage.path(&segment_name(number)), source);
+        let segment = Segment::fresh(number, base, binding, Arc::clone(&self.storage), blob);
+        let segment = segment.map_err(fail("map a segment"))?;
+        segment.fault_in().map_err(fail("fault a segment in"))?;
+        Ok(Arc::new(segment))
     }
 
     fn change_map(&self, change: impl FnOnce(&mut Vec<Arc<Segment>>)) {

@@ -25,6 +25,8 @@ use std::sync::{Arc, OnceLock};
 
 /// Handles to a segment's bytes are counted in so many groups, so that an erasure waits for few of them.
 const STRIPES: u64 = 64;
+/// How much is faulted in by one call: a huge page, and short enough to not hold the address space's lock for long.
+const FAULT_STEP: u64 = 2 << 20;
 const UNSET: u64 = u64::MAX;
 /// More than any segment is long: a claim that fills it.
 const FILL: u64 = 1 << 40;
@@ -60,6 +62,8 @@ pub(crate) struct Segment {
     tail: CachePadded<AtomicU64>,
     written: CachePadded<Written>,
     dues: Dues,
+    /// How far memory was readied for appends.
+    faulted_in: AtomicU64,
     accounted: AtomicU64,
     /// Bytes of the records that the table points to.
     live_bytes: CachePadded<AtomicU64>,
@@ -135,6 +139,7 @@ impl Segment {
             tail: CachePadded::new(AtomicU64::new(if end.is_some() { FILL } else { published })),
             written: CachePadded::new(Written::new(published, if end.is_some() { 0 } else { len })),
             dues: Dues::new(len),
+            faulted_in: AtomicU64::new(0),
             accounted: AtomicU64::new(accounted),
             live_bytes: CachePadded::default(),
             end: AtomicU64::new(end.unwrap_or(UNSET)),
@@ -275,6 +280,23 @@ impl Segment {
         if !self.has_notes() {
             self.masks.fetch_max(number, Ordering::AcqRel);
         }
+    }
+
+    /// How much further memory is readied than appends are; `None` if nothing is left to ready.
+    pub(crate) fn lead(&self) -> Option<u64> {
+        // Relaxed: an appender that comes first only takes the faults itself.
+        let faulted_in = self.faulted_in.load(Ordering::Relaxed);
+        let is_ready = faulted_in >= self.len || self.end().is_some();
+        (!is_ready).then(|| faulted_in.saturating_sub(self.tail.load(Ordering::Relaxed)))
+    }
+
+    /// Readies some more memory for appends, ahead of them.
+    pub(crate) fn fault_in(&self) -> io::Result<()> {
+        let from = self.faulted_in.fetch_add(FAULT_STEP, Ordering::Relaxed);
+        if from >= self.len {
+            return Ok(());
+        }
+        self.blob.fault_in(from, (from + FAULT_STEP).min(self.len))
     }
 
     pub(crate) fn has_room_for(&self, len: u64) -> bool {

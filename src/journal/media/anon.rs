@@ -19,8 +19,6 @@ impl Storage for AnonMedia {
             .map_err(|source| Error::io("map memory for a segment", &self.path(name), source))?;
         // Only advice: without huge pages the store is slower, not wrong.
         region.advise_huge().ok();
-        // Likewise: faulted in here, it is done by the thread that makes spares.
-        region.populate(0..len as usize).ok();
         region.write(0, header);
         Ok(Arc::new(AnonBlob(Arc::new(region))))
     }
@@ -85,6 +83,10 @@ impl Blob for AnonBlob {
 
     fn sync(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn fault_in(&self, from: u64, to: u64) -> io::Result<()> {
+        self.0.populate(from as usize..to as usize)
     }
 
     fn punch(&self, _from: u64, _to: u64) -> io::Result<()> {

@@ -19,8 +19,6 @@ use std::sync::Arc;
 const LOCK_NAME: &str = "LOCK";
 const PAGE: usize = 4096;
 const OWNER_ONLY: Mode = Mode::from_bits_truncate(0o600);
-/// How much is faulted in by one call: short enough to not hold the address space's lock for long.
-const POPULATE_STEP: usize = 1 << 20;
 
 /// A locked directory.
 #[derive(Debug)]
@@ -76,17 +74,11 @@ impl FileMedia {
         }
         if !self.mapped_writes {
             let region = Region::read_only(&file).map_err(fail("map a segment"))?;
-            return Ok(FileBlob { file, len, region: Some(Arc::new(region)), write_through: false });
+            return Ok(FileBlob { file, len, region: Some(Arc::new(region)), write_through: false, by_pages: true });
         }
         let region = Region::writable(&file, self.zero_fill).map_err(fail("map a segment"))?;
-        // A write fault dirties its page, and the first sync would then write the whole segment once more.
-        if !self.zero_fill {
-            for at in (0..len as usize).step_by(POPULATE_STEP) {
-                let step = at..(at + POPULATE_STEP).min(len as usize);
-                region.populate(step).map_err(fail("fault a segment in"))?;
-            }
-        }
-        Ok(FileBlob { file, len, region: Some(Arc::new(region)), write_through: true })
+        let region = Some(Arc::new(region));
+        Ok(FileBlob { file, len, region, write_through: true, by_pages: self.zero_fill })
     }
 
     /// Makes sure that no later store into the file has to find space for it.
@@ -163,7 +155,7 @@ impl Storage for FileMedia {
         let file = open_regular(&self.handle, name, OFlags::RDWR).map_err(fail)?;
         let len = file.metadata().map_err(fail)?.len();
         check_file_size_limit(&path, len)?;
-        Ok(Arc::new(FileBlob { file, len, region: None, write_through: false }))
+        Ok(Arc::new(FileBlob { file, len, region: None, write_through: false, by_pages: true }))
     }
 
     fn remove(&self, name: &str) -> Result<()> {
@@ -212,6 +204,7 @@ struct FileBlob {
     len: u64,
     region: Option<Arc<Region>>,
     write_through: bool,
+    by_pages: bool,
 }
 
 impl Blob for FileBlob {
@@ -247,6 +240,19 @@ impl Blob for FileBlob {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn fault_in(&self, from: u64, to: u64) -> io::Result<()> {
+        let Some(region) = &self.region else { return Ok(()) };
+        // A write fault dirties its page, and the first sync would then write the whole segment once more.
+        if !self.write_through || self.by_pages {
+            return Ok(());
+        }
+        if from == 0 {
+            // The header's page, which is synced, would keep the rest of its folio small; this is only advice.
+            rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed).ok();
+        }
+        region.populate(from as usize..to as usize)
     }
 
     fn punch(&self, from: u64, to: u64) -> io::Result<()> {

@@ -81,6 +81,9 @@ pub(crate) trait Blob: Debug + Send + Sync {
     /// Makes all that was written before the call durable.
     fn sync(&self) -> io::Result<()>;
 
+    /// Readies memory of a range for `append`, so that it needn't. Nothing was appended to a new blob before its start is.
+    fn fault_in(&self, from: u64, to: u64) -> io::Result<()>;
+
     /// Gives the blocks of a range back that nothing was written to; the length stays.
     fn punch(&self, from: u64, to: u64) -> io::Result<()>;
 

@@ -413,6 +413,10 @@ impl Blob for SimBlob {
         Ok(())
     }
 
+    fn fault_in(&self, _from: u64, _to: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn punch(&self, _from: u64, _to: u64) -> io::Result<()> {
         Ok(())
     }
