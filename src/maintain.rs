@@ -611,6 +611,9 @@ fn tend_seals(engine: &Engine, stop: &AtomicBool) {
 /// Lets keys expire and gives space back.
 fn tend_table(engine: &Engine, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
+        if engine.journal.lags() {
+            engine.journal.spare_bell.ring();
+        }
         let mut done = Maintained::default();
         let expired = engine.expire(16 * 1024, &mut done);
         if stop.load(Ordering::Acquire) {

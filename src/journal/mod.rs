@@ -7,8 +7,8 @@
 //! the records of a segment die at about the same time and the segment can be removed whole. So have the notes of erasures:
 //! nobody else fills their segment, and it is dead when what they say is done.
 //!
-//! - **J5** No lock is held across I/O but `turn`, `next_number`, `sealing`, `syncing` and `list`: whoever takes them waits
-//!   for that I/O.
+//! - **J5** No lock is held across I/O but `turn`, `next_number`, `sealing`, `syncing`, `faulting` and `list`: whoever takes them
+//!   waits for that I/O.
 //! - **J6** A segment is in the map from before its first record is written until after its removal was decided. Each shard keeps the
 //!   map as it was when the shard's lock was last taken, and so the segments in it; who removes some brings all shards up to date.
 //! - **J7** After the first failed write or sync nothing is acknowledged any more (`poison`).
@@ -63,8 +63,10 @@ impl Stream {
 const HELD_BACK: usize = 1;
 /// Spares beside that, at the most.
 const MOST_SPARES: usize = 4;
-/// Memory ready for appends that is enough while a spare is made.
-const SAFE_LEAD: u64 = 4 << 20;
+/// Memory to ready for appends in a segment before another spare is made, and all that is readied in a spare.
+const LEAST_LEAD: u64 = 3 << 20;
+/// Memory to keep ready ahead of appends: what may come between two looks.
+const LEAD: u64 = 15 << 20;
 /// Segments below `max_bytes` that no reservation is granted for, so that operations under way can store their answers.
 const ROOM_FOR_ANSWERS: usize = 2;
 /// Segments beyond `max_bytes` that upkeep may take for a while, to move survivors of reservations and of answers: a store may
@@ -431,23 +433,20 @@ impl Journal {
 
     /// Makes a spare or readies some memory for appends, whichever is more urgent; `true` if there was any need.
     pub(crate) fn work_ahead(&self) -> Result<bool> {
-        let has_spare = self.spares.lock().len() > HELD_BACK;
-        if has_spare && self.fault_in(SAFE_LEAD) {
+        let spares: Vec<_> = self.spares.lock().iter().cloned().collect();
+        if spares.len() > HELD_BACK && (fault_in(self.active(), LEAST_LEAD) || fault_in(spares, LEAST_LEAD)) {
             return Ok(true);
         }
-        Ok(self.prepare_spare()? || self.fault_in(u64::MAX))
+        Ok(self.prepare_spare()? || fault_in(self.active(), LEAD))
     }
 
-    /// Readies some memory for appends where they come to the end of it first, if they are less than `lead` away from that;
-    /// `true` if it did.
-    fn fault_in(&self, lead: u64) -> bool {
-        let active = self.streams.iter().map(|head| head.active.load_full());
-        let spares = self.spares.lock();
-        let next = active.chain(spares.iter().cloned()).filter_map(|segment| Some((segment.lead()?, segment)));
-        let next = next.min_by_key(|(lead, _)| *lead).filter(|(found, _)| *found < lead);
-        drop(spares);
-        // It has its blocks: a fault that fails here does so for want of memory, and may not when an append takes it.
-        next.map(|(_, segment)| segment.fault_in().ok()).is_some()
+    /// Whether appends come near to memory that isn't ready for them.
+    pub(crate) fn lags(&self) -> bool {
+        self.active().any(|segment| segment.lead().is_some_and(|lead| lead < LEAD / 2))
+    }
+
+    fn active(&self) -> impl Iterator<Item = Arc<Segment>> {
+        self.streams.iter().map(|head| head.active.load_full())
     }
 
     /// Notes that no segment was needed for a while: one spare is enough.
@@ -791,6 +790,14 @@ impl Bell {
         }
         std::mem::take(&mut *rung)
     }
+}
+
+/// Readies some memory for appends where they come to the end of it first, if it is less than `lead` ahead; `true` if it did.
+fn fault_in(segments: impl IntoIterator<Item = Arc<Segment>>, lead: u64) -> bool {
+    let short = segments.into_iter().filter_map(|segment| Some((segment.lead()?, segment)));
+    let next = short.min_by_key(|(found, _)| *found).filter(|(found, _)| *found < lead);
+    // Its blocks are there: what fails here is want of memory, and the append will take the fault itself.
+    next.map(|(_, segment)| segment.fault_in().ok()).is_some()
 }
 
 /// The placeholder before a stream's first segment: it has no room, and nothing in it.

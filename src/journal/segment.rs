@@ -64,6 +64,8 @@ pub(crate) struct Segment {
     dues: Dues,
     /// How far memory was readied for appends.
     faulted_in: AtomicU64,
+    /// Held while it is, and while what nothing was written to is given back.
+    faulting: Mutex<()>,
     accounted: AtomicU64,
     /// Bytes of the records that the table points to.
     live_bytes: CachePadded<AtomicU64>,
@@ -140,6 +142,7 @@ impl Segment {
             written: CachePadded::new(Written::new(published, if end.is_some() { 0 } else { len })),
             dues: Dues::new(len),
             faulted_in: AtomicU64::new(0),
+            faulting: Mutex::default(),
             accounted: AtomicU64::new(accounted),
             live_bytes: CachePadded::default(),
             end: AtomicU64::new(end.unwrap_or(UNSET)),
@@ -292,8 +295,9 @@ impl Segment {
 
     /// Readies some more memory for appends, ahead of them.
     pub(crate) fn fault_in(&self) -> io::Result<()> {
+        let _faulting = self.faulting.lock();
         let from = self.faulted_in.fetch_add(FAULT_STEP, Ordering::Relaxed);
-        if from >= self.len {
+        if from >= self.len || self.end().is_some() {
             return Ok(());
         }
         self.blob.fault_in(from, (from + FAULT_STEP).min(self.len))
@@ -459,6 +463,8 @@ impl Segment {
         let sealed_end = end + HEADER as u64;
         self.commit.wait(sealed_end, poison, || self.published(), || self.sync())?;
         self.sealed.store(true, Ordering::Release);
+        // Or a fault could take the blocks once more.
+        let _faulting = self.faulting.lock();
         // The tail is empty; whether its blocks come back decides nothing but what the segment counts for.
         self.blob.punch(sealed_end, self.len).ok();
         self.accounted.store(kept_bytes(&*self.blob), Ordering::Relaxed);
@@ -628,7 +634,7 @@ fn kept_bytes(blob: &dyn Blob) -> u64 {
 mod tests {
     use super::*;
     use crate::journal::codec::SegmentHeader;
-    use crate::journal::media::{DiskOp, SimDisk, SimStorage};
+    use crate::journal::media::{AnonMedia, DiskOp, SimDisk, SimStorage};
 
     fn fresh(disk: &SimDisk) -> Segment {
         let storage: Arc<dyn Storage> = Arc::new(SimStorage::open(disk).unwrap());
@@ -663,6 +669,21 @@ mod tests {
         assert_eq!(segment.published(), starts[2].0 + 128);
         assert!(segment.make_durable(starts[2].0 + 128, &poison).is_err());
         assert_eq!(segment.commit.durable(), SEGMENT_HEAD);
+    }
+
+    #[test]
+    fn memory_is_readied_from_the_start_on_and_what_is_ready_is_not_asked_for_again() {
+        let storage: Arc<dyn Storage> = Arc::new(AnonMedia);
+        let blob = storage.create("1", 4 * FAULT_STEP, &[]).unwrap();
+        let segment = Segment::fresh(1, 0, Binding::new(&[7; 16], 1), storage, blob).unwrap();
+        assert_eq!(segment.lead(), Some(0));
+        segment.fault_in().unwrap();
+        assert_eq!(segment.lead(), Some(FAULT_STEP - SEGMENT_HEAD));
+        segment.claim(FAULT_STEP).unwrap();
+        assert_eq!(segment.lead(), Some(0), "an append came first");
+        (0..3).for_each(|_| segment.fault_in().unwrap());
+        assert_eq!(segment.lead(), None);
+        segment.fault_in().unwrap();
     }
 
     #[test]
