@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::journal::Stream;
 use crate::journal::mmap::prefetch;
 use crate::journal::reader::Target;
-use crate::journal::segment::Segment;
+use crate::journal::segment::{Due, Segment};
 use crate::key::{Durability, Key};
 use crate::shard::Locked;
 use crate::state::{self, Event, Phase, State, Transition};
@@ -26,7 +26,7 @@ use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::thread::{self, JoinHandle};
 use crate::table::{Word, tag_of};
-use crate::wheel::{Due, Step, TimerId};
+use crate::wheel::{self, Step, TimerId};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,6 +81,13 @@ impl Upkeep {
     }
 }
 
+/// What letting a block's answers expire came to.
+#[derive(Default)]
+struct Removed {
+    keys: u64,
+    steps: usize,
+}
+
 /// An answer whose retention is over.
 struct Expired {
     hash: u64,
@@ -115,50 +122,56 @@ impl Engine {
     fn expire_answers(&self, budget: usize, done: &mut Maintained) -> usize {
         let mut left = budget;
         let now_ms = self.clock.now_ms();
-        // So that no record is overwritten while it is read.
-        let _space = self.space.lock();
-        let mut expired = Vec::with_capacity(TOGETHER);
         for segment in self.journal.segments().iter() {
-            while left > 0
-                && let Some(mut due) = segment.take_due(now_ms)
-            {
-                let most = left;
-                let mut earliest_ms = u64::MAX;
-                for (lsn, record) in &mut due {
-                    if record.kind().phase() != Some(Phase::Completed) {
-                        continue;
-                    }
-                    let (fence, deadline_ms) = (record.fence(), record.deadline_ms());
-                    let state = State { phase: Phase::Completed, fence, deadline_ms };
-                    if state::step(state, Event::Elapse(now_ms)) != Transition::To(Phase::Vacant) {
-                        earliest_ms = earliest_ms.min(deadline_ms);
-                    } else if let Some(key) = Key::parse(record.stored_key()) {
-                        expired.push(Expired { hash: self.hasher.hash(&key), lsn, len: record.len() });
-                    }
-                    if expired.len() == TOGETHER.min(left) {
-                        left -= self.remove_expired(segment, &mut expired);
-                        if left == 0 {
-                            // Those before are looked at again then, and are gone.
-                            earliest_ms = now_ms;
-                            break;
-                        }
-                    }
-                }
-                left -= self.remove_expired(segment, &mut expired);
-                done.expired += (most - left) as u64;
-                due.leave(earliest_ms, now_ms);
-                if left == most {
-                    // Of what was replaced before it was over; to find that out is a step.
-                    left -= 1;
-                }
+            while left > 0 {
+                // So that no record is overwritten while it is read.
+                let _space = self.space.lock();
+                let Some(due) = segment.take_due(now_ms) else { break };
+                let removed = self.expire_block(segment, due, now_ms, left);
+                done.expired += removed.keys;
+                left = left.saturating_sub(removed.steps);
             }
         }
         done.has_more |= left == 0;
         left
     }
 
+    /// Lets up to `most` answers of a block expire that are over.
+    fn expire_block(&self, segment: &Segment, mut due: Due<'_>, now_ms: u64, most: usize) -> Removed {
+        let mut removed = Removed::default();
+        let mut expired = Vec::with_capacity(TOGETHER);
+        let mut earliest_ms = u64::MAX;
+        let mut seen = 0;
+        for (lsn, record) in &mut due {
+            seen += 1;
+            if record.kind().phase() != Some(Phase::Completed) {
+                continue;
+            }
+            let (fence, deadline_ms) = (record.fence(), record.deadline_ms());
+            let state = State { phase: Phase::Completed, fence, deadline_ms };
+            if state::step(state, Event::Elapse(now_ms)) != Transition::To(Phase::Vacant) {
+                earliest_ms = earliest_ms.min(deadline_ms);
+            } else if let Some(key) = Key::parse(record.stored_key()) {
+                expired.push(Expired { hash: self.hasher.hash(&key), lsn, len: record.len() });
+            }
+            if expired.len() == TOGETHER.min(most - removed.keys as usize) {
+                removed.keys += self.remove_expired(segment, &mut expired);
+                if removed.keys as usize == most {
+                    // Those before are looked at again then, and are gone.
+                    earliest_ms = now_ms;
+                    break;
+                }
+            }
+        }
+        removed.keys += self.remove_expired(segment, &mut expired);
+        due.leave(earliest_ms, now_ms);
+        // What was replaced before it was over takes a look, too.
+        removed.steps = (removed.keys as usize).max(1 + seen / TOGETHER);
+        removed
+    }
+
     /// Takes the slots of answers out of the table that are over, where they are the keys' newest; returns how many.
-    fn remove_expired(&self, segment: &Segment, expired: &mut Vec<Expired>) -> usize {
+    fn remove_expired(&self, segment: &Segment, expired: &mut Vec<Expired>) -> u64 {
         // Of all first, so that they are waited for at the same time.
         for Expired { hash, .. } in expired.iter() {
             if let Some(start) = self.shards.of(*hash).table.start_of(tag_of(*hash)) {
@@ -221,7 +234,7 @@ impl Engine {
     }
 
     /// Ends what a timer was set for. False if it is too early, and the timer is the next to fire again.
-    fn fire(&self, shard: &mut Locked<'_>, due: &Due, now_ms: u64, done: &mut Maintained) -> Result<bool> {
+    fn fire(&self, shard: &mut Locked<'_>, due: &wheel::Due, now_ms: u64, done: &mut Maintained) -> Result<bool> {
         let tag = due.item;
         let Some(at) = shard.find_timer(tag, due.id) else { return Ok(true) };
         shard.table.slot_mut(at).timer = TimerId::NONE.raw();

@@ -41,13 +41,14 @@ use crate::journal::commit::Poison;
 use crate::journal::list::{LIST_NAME, Listed, MISSING, SegmentList, Standing};
 use crate::journal::media::{Blob, Storage};
 use crate::journal::mmap::prefetch;
-use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan};
+use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan, scan_in_pieces};
 use crate::journal::segment::Segment;
 use crate::journal::{Journal, LEAST_SEGMENTS, Options, Stream, numbers_end, segment_name, segment_number};
 use crate::key::Key;
 use crate::shard::{Shard, Sought};
 use crate::state::{self, Event, Phase, Recovered, State, Transition};
 use crate::store::KeyHasher;
+use crate::sync::Mutex;
 use crate::table::{Shards, Slot, Word, tag_of};
 use crate::wheel::TimerId;
 use std::collections::BTreeMap;
@@ -232,12 +233,12 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     let keys = reservations.max(answers) as usize / plan.shards;
     let shards = Shards::new(plan.shards, || Shard::with_room_for(keys, now_ms));
     // Reservations first: an answer finds the one that it was given for by its fence.
-    segments.sort_by_key(|segment| (!segment.has_reservations(), segment.number()));
+    let (reservations, answers): (Vec<_>, Vec<_>) = segments.iter().partition(|segment| segment.has_reservations());
     let replay = Replay { journal: &journal, shards: &shards, hasher: plan.hasher, now_ms };
-    let mut strays = Vec::new();
-    for share in in_shares(plan.threads.min(segments.len()), |share| replay.run(&segments, share)) {
-        strays.append(&mut share?);
-    }
+    // Of a key's reservations and releases in order, by whoever has its shard.
+    let mut shares = in_shares(plan.threads.min(reservations.len()), |share| replay.run(&reservations, share));
+    shares.extend(in_shares(plan.threads.min(answers.len()), |share| replay.run(&share.part(&answers), Share::ALL)));
+    let mut strays = shares.into_iter().collect::<Result<Vec<_>>>()?.concat();
     strays.sort_unstable();
     let keys = finish(&journal, &shards, &mut report)?;
     report.elapsed = started.elapsed();
@@ -418,10 +419,11 @@ fn read_segments(
 ) -> Result<(Vec<Found>, Vec<u64>)> {
     let (mut found, mut doomed) = (Vec::new(), Vec::new());
     let numbers: Vec<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
+    let whole = Mutex::new(Vec::new());
     let shares = in_shares(plan.threads.min(numbers.len()), |share| {
-        let mut bytes = Vec::new();
-        let numbers = numbers.iter().skip(share.nth).step_by(share.of);
-        numbers.map(|number| read_segment(storage, identity, *number, &mut bytes)).collect::<Vec<_>>()
+        let mut piece = Vec::new();
+        let numbers = share.part(&numbers).into_iter();
+        numbers.map(|number| read_segment(storage, identity, number, &mut piece, &whole)).collect::<Vec<_>>()
     });
     let mut shares: Vec<_> = shares.into_iter().map(Vec::into_iter).collect();
     for (at, number) in numbers.into_iter().enumerate() {
@@ -457,12 +459,14 @@ fn read_segments(
     Ok((found, doomed))
 }
 
-/// Reads one segment's file, and says what is wrong with its length and head.
+/// Reads one segment's file, and says what is wrong with its length and head. In `whole` one thread at a time reads what can't be
+/// read in pieces.
 fn read_segment(
     storage: &dyn Storage,
     identity: &Identity,
     number: u64,
-    bytes: &mut Vec<u8>,
+    piece: &mut Vec<u8>,
+    whole: &Mutex<Vec<u8>>,
 ) -> Result<(Found, Vec<Damage>)> {
     let Identity { store_id, segment_len, .. } = *identity;
     let name = &segment_name(number);
@@ -478,12 +482,13 @@ fn read_segment(
         let reason = format!("the file is {} bytes long; segments of this store have {segment_len}", blob.len());
         damages.push(damage(short, long - short, reason));
     }
-    read_whole(&*blob, segment_len, bytes).map_err(|source| Error::io("read a segment", &path, source))?;
+    let fail = |source| Error::io("read a segment", &path, source);
+    read_start(&*blob, SEGMENT_HEAD, piece).map_err(fail)?;
     let binding = Binding::new(&store_id, number);
     let expected = SegmentHeader::new(store_id, number, segment_len);
     let mut is_void = false;
-    match SegmentHeader::decode(bytes) {
-        Ok(header) if header == expected && !head_is_dirty(bytes, binding) => {}
+    match SegmentHeader::decode(piece) {
+        Ok(header) if header == expected && !head_is_dirty(piece, binding) => {}
         Ok(header) if header.is_void && (header.store_id, header.len) == (store_id, segment_len) => is_void = true,
         Err(BadHeader::Newer { major, features }) => return Err(newer(storage, name, major, features)),
         Ok(header) if header == expected => {
@@ -498,8 +503,21 @@ fn read_segment(
         Err(BadHeader::Damaged) => damages.push(damage(0, SEGMENT_HEAD, "the segment's header is damaged".to_owned())),
     }
     let base = number << segment_len.trailing_zeros();
-    let scan = if is_void { Scan::blank() } else { scan(bytes, binding, base) };
     let has_to_be_rebuilt = !damages.is_empty();
+    let scan = if is_void {
+        Scan::blank()
+    } else {
+        let found =
+            if has_to_be_rebuilt { None } else { scan_in_pieces(&*blob, binding, base, piece).map_err(fail)? };
+        match found {
+            Some(scan) => scan,
+            None => {
+                let mut bytes = whole.lock();
+                read_start(&*blob, segment_len, &mut bytes).map_err(fail)?;
+                scan(&bytes, binding, base)
+            }
+        }
+    };
     Ok((Found { number, base, len: segment_len, binding, blob, scan, has_to_be_rebuilt }, damages))
 }
 
@@ -510,10 +528,18 @@ struct Share {
     of: usize,
 }
 
+impl Share {
+    const ALL: Share = Share { nth: 0, of: 1 };
+
+    fn part<T: Copy>(self, all: &[T]) -> Vec<T> {
+        all.iter().skip(self.nth).step_by(self.of).copied().collect()
+    }
+}
+
 /// Does the shares of some work side by side, as far as threads can be started; at least one.
 fn in_shares<T: Send>(count: usize, work: impl Fn(Share) -> T + Sync) -> Vec<T> {
     if count <= 1 {
-        return vec![work(Share { nth: 0, of: 1 })];
+        return vec![work(Share::ALL)];
     }
     let work = &work;
     thread::scope(|scope| {
@@ -531,10 +557,10 @@ fn in_shares<T: Send>(count: usize, work: impl Fn(Share) -> T + Sync) -> Vec<T> 
     })
 }
 
-/// A segment's bytes, with zeros for those that a file of the wrong length doesn't have.
-fn read_whole(blob: &dyn Blob, segment_len: u64, bytes: &mut Vec<u8>) -> std::io::Result<()> {
-    bytes.resize(segment_len as usize, 0);
-    let there = blob.len().min(segment_len) as usize;
+/// A segment's first bytes, with zeros for those that a file of the wrong length doesn't have.
+fn read_start(blob: &dyn Blob, len: u64, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    bytes.resize(len as usize, 0);
+    let there = blob.len().min(len) as usize;
     bytes[there..].fill(0);
     blob.read_at(0, &mut bytes[..there])
 }
@@ -793,7 +819,7 @@ fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: Found) -> Result<
     let name = segment_name(segment.number);
     let len = segment.len;
     let mut bytes = Vec::new();
-    read_whole(&*segment.blob, len, &mut bytes)
+    read_start(&*segment.blob, len, &mut bytes)
         .map_err(|source| Error::io("read a segment", &storage.path(&name), source))?;
     bytes[..SEGMENT_HEAD as usize].fill(0);
     let header = SegmentHeader::new(store_id, segment.number, len).encode();
@@ -825,8 +851,8 @@ const TOGETHER: usize = 32;
 const OVER: u32 = 0;
 
 impl Replay<'_> {
-    /// Replays the records of the keys in this share of the shards; returns those that are beaten and have to be overwritten.
-    fn run(&self, segments: &[Arc<Segment>], share: Share) -> Result<Vec<Target>> {
+    /// Replays the records of the keys in a share of the shards; returns those that are beaten and have to be overwritten.
+    fn run(&self, segments: &[&Arc<Segment>], share: Share) -> Result<Vec<Target>> {
         let mut strays = Vec::new();
         for segment in segments {
             let mut read_to = segment.first_lsn();
@@ -954,7 +980,7 @@ fn finish(journal: &Journal, shards: &Shards<Shard>, report: &mut RecoveryReport
             let at = shard.find_word(tag, word).expect("nobody else has the table yet");
             // The process that held it is gone, or it is over already.
             let state = State { phase: word.phase(), fence: 0, deadline_ms: 0 };
-            match state::step(state, Event::Elapse(0)) {
+            match state::step(state, Event::Elapse(u64::MAX)) {
                 Transition::To(Phase::Vacant) => {
                     report.expired += u64::from(word.phase() == Phase::Completed);
                     shard.table.remove(at);
@@ -971,7 +997,7 @@ fn finish(journal: &Journal, shards: &Shards<Shard>, report: &mut RecoveryReport
                 | Transition::Fenced => unreachable!("what has ended does not stay {:?}", word.phase()),
             }
         }
-        shard.table.shrink();
+        shard.table.fit();
         keys += shard.table.len() as u64;
     }
     Ok(keys)

@@ -208,7 +208,7 @@ impl Store {
 
     /// Does up to `budget` steps of upkeep: expiry, sealing, removal and relocation of segments, a spare ahead.
     ///
-    /// Stores with background threads do this by themselves. One step handles about one record.
+    /// Stores with background threads do this by themselves. One step lets one key go, or moves one record, or looks at some.
     ///
     /// # Errors
     ///
@@ -570,6 +570,7 @@ impl Engine {
         let len = reservation_len(&request.key, over.point().len())?;
         let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
             drop(shard);
+            drop(over);
             self.journal.turn(Stream::RESERVATIONS)?;
             return self.reserve(request);
         };

@@ -325,12 +325,16 @@ impl<'a> RecordRef<'a> {
 
     /// Reads and checks the record at `offset` of a segment's bytes.
     pub(crate) fn check(binding: Binding, segment: &'a [u8], offset: u64) -> Result<Self, Unreadable> {
-        let bytes = segment.get(offset as usize..).ok_or(Unreadable::Header)?;
+        RecordRef::check_first(binding, segment.get(offset as usize..).ok_or(Unreadable::Header)?, offset)
+    }
+
+    /// Reads and checks the record that some bytes begin with, which are those of a segment from `offset` on.
+    pub(crate) fn check_first(binding: Binding, bytes: &'a [u8], offset: u64) -> Result<Self, Unreadable> {
         let header = bytes.first_chunk::<HEADER>().ok_or(Unreadable::Header)?;
         let (_, len) = header_says(binding, offset, header).ok_or(Unreadable::Header)?;
         let record = RecordRef::parse(bytes).ok_or(Unreadable::Header)?;
         let start = binding.at(offset);
-        let padded = segment.get(offset as usize + HEADER..(offset + len) as usize).ok_or(Unreadable::Header)?;
+        let padded = bytes.get(HEADER..len as usize).ok_or(Unreadable::Header)?;
         let key_is_whole = record.kind.phase().is_none() || Key::parse(record.stored_key()).is_some();
         let body_is_whole = crc32c::crc32c_append(start, padded) == field(header, 8) || planted!(BodyUnchecked);
         if !body_is_whole || !key_is_whole {

@@ -6,8 +6,9 @@
 //!
 //! Whoever lets an answer become visible notes its deadline under the lock of the answer's shard. Whoever visits a block takes its
 //! time first, and then looks at its records, at those that are due under the locks of their shards. So each answer is seen by
-//! the visit, or its deadline is noted after the time was taken, and leads to another one. For records that are not written yet
-//! when they are looked for, this takes one order of all accesses (`SeqCst`), here and where records are published.
+//! the visit, or its deadline is noted after the time was taken, and leads to another one. For records that are not written, or not
+//! even claimed yet, when they are looked for, this takes one order of all accesses (`SeqCst`), here and where space is claimed and
+//! records are published.
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 use std::ops::Range;

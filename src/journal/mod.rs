@@ -175,7 +175,7 @@ pub(crate) struct Journal {
     /// Held while one is sealed.
     sealing: Mutex<()>,
     pub(crate) poison: Poison,
-    /// Rung when a spare was used.
+    /// Rung when a spare was used, or appends come near to memory that isn't ready.
     pub(crate) spare_bell: Bell,
     /// Rung when a segment filled up.
     pub(crate) seal_bell: Bell,
@@ -437,7 +437,17 @@ impl Journal {
         if spares.len() > HELD_BACK && (fault_in(self.active(), LEAST_LEAD) || fault_in(spares, LEAST_LEAD)) {
             return Ok(true);
         }
-        Ok(self.prepare_spare()? || fault_in(self.active(), LEAD))
+        match self.prepare_spare() {
+            Ok(true) => Ok(true),
+            // Also on a full disk.
+            answer => {
+                if fault_in(self.active(), LEAD) {
+                    Ok(true)
+                } else {
+                    answer
+                }
+            }
+        }
     }
 
     /// Whether appends come near to memory that isn't ready for them.

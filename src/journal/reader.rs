@@ -7,6 +7,8 @@
 use super::codec::{
     Binding, HEAD_MARK, HEADER, Kind, OLD_HEAD_MARK, RecordRef, SEGMENT_HEAD, SEGMENT_HEADER, Unreadable,
 };
+use super::media::Blob;
+use std::io;
 
 /// A stretch that holds no readable record although something follows or stands in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,19 +70,65 @@ impl Scan {
         Scan { end: SEGMENT_HEAD, durable: SEGMENT_HEAD, ..Scan::default() }
     }
 
+    /// What the head's marks say.
+    fn of_head(bytes: &[u8], binding: Binding, base: u64) -> Self {
+        let mut scan = Scan::blank();
+        for mark in HEAD_MARKS.iter().filter_map(|at| RecordRef::check(binding, bytes, *at).ok()) {
+            scan.durable = scan.durable.max(mark.fence().saturating_sub(base));
+            scan.head_is_sealed |= mark.kind() == Kind::Seal;
+        }
+        scan
+    }
+
     /// Whether nothing was ever written.
     pub(crate) fn is_blank(&self) -> bool {
         self.end == SEGMENT_HEAD && self.gaps.is_empty() && !self.is_sealed
     }
 }
 
+/// As [`scan`], a piece at a time, which stays in the cache; `None` if there is a gap, or a record longer than a piece.
+pub(crate) fn scan_in_pieces(
+    blob: &dyn Blob,
+    binding: Binding,
+    base: u64,
+    piece: &mut Vec<u8>,
+) -> io::Result<Option<Scan>> {
+    let len = blob.len();
+    let read = |from: u64, piece: &mut Vec<u8>| {
+        piece.resize(PIECE.min(len - from) as usize, 0);
+        blob.read_at(from, piece)
+    };
+    read(0, piece)?;
+    let mut scan = Scan::of_head(piece, binding, base);
+    let (mut start, mut at) = (0, SEGMENT_HEAD);
+    let mut has_ended = false;
+    loop {
+        let rest = &piece[(at - start) as usize..];
+        let is_last = start + piece.len() as u64 == len;
+        has_ended |= scan.is_sealed || !rest.is_empty() && rest.iter().take(8).all(|byte| *byte == 0);
+        if has_ended && !rest.is_empty() {
+            if !is_zero(rest) {
+                return Ok(None);
+            }
+            at += rest.len() as u64;
+        } else if let Ok(record) = RecordRef::check_first(binding, rest, at) {
+            scan.note(&record, at, base);
+            at += record.len();
+        } else if is_last && rest.is_empty() {
+            return Ok(Some(scan));
+        } else if is_last || at == start {
+            return Ok(None);
+        } else {
+            // All of it may be in the next piece.
+            start = at;
+            read(start, piece)?;
+        }
+    }
+}
+
 /// Reads all of a segment's bytes.
 pub(crate) fn scan(bytes: &[u8], binding: Binding, base: u64) -> Scan {
-    let mut scan = Scan::blank();
-    for mark in HEAD_MARKS.iter().filter_map(|at| RecordRef::check(binding, bytes, *at).ok()) {
-        scan.durable = scan.durable.max(mark.fence().saturating_sub(base));
-        scan.head_is_sealed |= mark.kind() == Kind::Seal;
-    }
+    let mut scan = Scan::of_head(bytes, binding, base);
     let mut at = SEGMENT_HEAD;
     while let Some(found) = next_written(bytes, at) {
         let gap_start = at;
@@ -177,6 +225,9 @@ fn last_written(bytes: &[u8]) -> u64 {
     last.next_multiple_of(8).min(bytes.len()) as u64
 }
 
+/// Bytes that are read together.
+const PIECE: u64 = 256 * 1024;
+
 /// Bytes that are looked at together, most of them being zero behind the records.
 const ZERO_BLOCK: usize = 4096;
 
@@ -197,6 +248,7 @@ fn next_record(bytes: &[u8], binding: Binding, from: u64) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::journal::codec::{Meta, encode};
+    use crate::journal::media::{AnonMedia, Storage};
     use proptest::prelude::*;
 
     const LEN: usize = 16 * 1024;
@@ -256,6 +308,40 @@ mod tests {
         assert_eq!(found.records, 2);
     }
 
+    /// In pieces and at once the same is found, unless there is a gap.
+    fn check_pieces(bytes: &[u8], found: &Scan) {
+        let blob = AnonMedia.create("any", bytes.len() as u64, bytes).unwrap();
+        let in_pieces = scan_in_pieces(&*blob, binding(), BASE, &mut Vec::new()).unwrap();
+        assert_eq!(in_pieces.is_some(), found.gaps.is_empty());
+        if let Some(in_pieces) = in_pieces {
+            assert_eq!(format!("{in_pieces:?}"), format!("{found:?}"));
+        }
+    }
+
+    #[test]
+    fn a_segment_of_many_pieces_is_read_to_its_end() {
+        for (records, is_sealed) in [(0, false), (5, false), (5, true), (4000, false), (4000, true), (100_000, true)] {
+            let mut bytes = vec![0; 8 << 20];
+            let mut at = SEGMENT_HEAD;
+            let mut put = |kind, fence, len: usize| {
+                let meta = Meta::bare(kind, fence, 5);
+                let record = encode(binding(), at, &meta, &[], &vec![7; len], |parts| parts.concat());
+                if kind == Kind::Seal || (at as usize + record.len()) < bytes.len() - HEADER {
+                    bytes[at as usize..][..record.len()].copy_from_slice(&record);
+                    at += record.len() as u64;
+                }
+                at
+            };
+            let end = (0..records).map(|nth| put(Kind::Pad, 0, nth % 1000)).last().unwrap_or(SEGMENT_HEAD);
+            if is_sealed {
+                put(Kind::Seal, BASE + end, 0);
+            }
+            let found = scan(&bytes, binding(), BASE);
+            assert_eq!((found.is_sealed, found.gaps.len()), (is_sealed, 0));
+            check_pieces(&bytes, &found);
+        }
+    }
+
     proptest! {
         #[test]
         fn gaps_and_records_cover_the_segment_without_overlap(
@@ -267,6 +353,7 @@ mod tests {
                 bytes[at..end].fill(value);
             }
             let found = scan(&bytes, binding(), BASE);
+            check_pieces(&bytes, &found);
             let mut last = SEGMENT_HEAD;
             for gap in &found.gaps {
                 prop_assert!(gap.start >= last && gap.end > gap.start && gap.end <= LEN as u64);

@@ -205,8 +205,13 @@ impl Segment {
     fn len_at(&self, at: u64) -> u64 {
         match self.record(self.base + at) {
             Some(record) => record.len(),
-            None => self.all_unwritten.lock().get(&at).copied().expect("what is published has a header, or failed"),
+            None => self.unwritten_len(at).expect("what is published has a header, or failed"),
         }
+    }
+
+    /// Length of the record at an offset, if it is one that could not be written.
+    fn unwritten_len(&self, at: u64) -> Option<u64> {
+        self.all_unwritten.lock().get(&at).copied()
     }
 
     /// Where what was claimed ends.
@@ -311,8 +316,8 @@ impl Segment {
     #[inline]
     pub(crate) fn claim(&self, len: u64) -> Option<u64> {
         let limit = self.len - HEADER as u64;
-        // Relaxed: the add only divides space up; bytes are handed over by `published`.
-        let start = self.tail.fetch_add(len, Ordering::Relaxed);
+        // The add only divides space up, and bytes are handed over by `written`; but see `dues`.
+        let start = self.tail.fetch_add(len, Ordering::SeqCst);
         if start + len <= limit {
             return Some(start);
         }
@@ -599,7 +604,7 @@ impl Due<'_> {
     /// Notes that of those seen none is due before `earliest_ms`.
     pub(crate) fn leave(self, earliest_ms: u64, now_ms: u64) {
         let Due { segment, start, at, end } = self;
-        let claimed = segment.end().unwrap_or_else(|| segment.tail.load(Ordering::Acquire));
+        let claimed = segment.end().unwrap_or_else(|| segment.tail.load(Ordering::SeqCst));
         // One that is being written hides what is behind it.
         let hidden_ms = if at < end.min(claimed) { now_ms.saturating_add(1) } else { u64::MAX };
         segment.note_deadline(start, earliest_ms.min(hidden_ms));
@@ -617,7 +622,8 @@ impl<'s> Iterator for Due<'s> {
                     self.at += record.len();
                     return Some((lsn, record));
                 }
-                None => self.at += self.segment.len_at(self.at),
+                // Or another program changed it, and nobody knows where the next one begins.
+                None => self.at += self.segment.unwritten_len(self.at).unwrap_or(self.end - self.at),
             }
         }
         None

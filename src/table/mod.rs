@@ -10,6 +10,9 @@
 //!   interval", 2019), so any capacity works, growth is by half instead of by doubling, and it reads and writes in order.
 //! - **T3** Equal hashes make a run, never a wrong answer: a probe ends only at a key that the caller confirmed or at an
 //!   empty slot.
+//! - **T4** A table moves to another size some slots with each change, so that no change moves many. Of the table of before all
+//!   slots below `moved` are empty, and a slot at or above it has its home there too: what was moved last ended at an empty slot,
+//!   and what had wrapped round its end went first.
 
 mod word;
 
@@ -47,51 +50,52 @@ impl Slot {
     }
 }
 
-/// One open-addressing table.
+/// A table that moves to another size step by step: the slots that are still to be moved stand in the one of before.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    slots: Box<[Slot]>,
-    len: usize,
+    now: Flat,
+    /// Without slots unless there is a move.
+    before: Flat,
+    /// Up to where they are moved (T4).
+    moved: usize,
 }
 
 const FIRST_CAPACITY: usize = 8;
+/// Slots to move with each change, at the least: few enough for the step to be short, and enough for few tables to have both
+/// sizes at a time, though all grow at about the same time.
+const STEP: usize = if cfg!(test) { 4 } else { 256 };
 
 impl Table {
     pub(crate) fn with_room_for(len: usize) -> Self {
         // Numbers of keys differ from shard to shard, by chance by about their root.
-        let len = len + 2 * len.isqrt();
-        Table { slots: empty_slots(if len == 0 { 0 } else { len * 10 / 7 + 1 }), len: 0 }
+        Table { now: Flat::new(capacity_for(len + 2 * len.isqrt())), ..Table::default() }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    #[inline]
-    fn home(&self, tag: u32) -> usize {
-        ((u64::from(tag) * self.slots.len() as u64) >> 32) as usize
-    }
-
-    #[inline]
-    fn after(&self, at: usize) -> usize {
-        if at + 1 == self.slots.len() { 0 } else { at + 1 }
+        self.now.len + self.before.len
     }
 
     /// The slots with this tag, each with its place, in the order of a probe.
     #[inline(always)]
     pub(crate) fn tagged(&self, tag: u32) -> impl Iterator<Item = (usize, &Slot)> {
-        let mut next = self.home(tag);
+        let (mut flat, mut offset) = (&self.now, 0);
+        let mut before = Some(&self.before).filter(|before| !before.slots.is_empty());
+        let mut next = flat.home(tag);
         std::iter::from_fn(move || {
             loop {
                 // Of a table without slots there is not even the first.
-                let slot = self.slots.get(next)?;
-                if slot.word().is_empty() {
-                    return None;
-                }
-                let at = next;
-                next = self.after(at);
-                if slot.tag == tag {
-                    return Some((at, slot));
+                match flat.slots.get(next).filter(|slot| !slot.word().is_empty()) {
+                    Some(slot) => {
+                        let at = next;
+                        next = flat.after(at);
+                        if slot.tag == tag {
+                            return Some((offset + at, slot));
+                        }
+                    }
+                    None => {
+                        (flat, offset) = (before.take()?, self.now.slots.len());
+                        next = flat.home(tag);
+                    }
                 }
             }
         })
@@ -106,35 +110,145 @@ impl Table {
     /// Where a look for this tag begins, to be fetched ahead; `None` in an empty table.
     #[inline]
     pub(crate) fn start_of(&self, tag: u32) -> Option<*const Slot> {
-        self.slots.get(self.home(tag)).map(std::ptr::from_ref)
+        self.now.slots.get(self.now.home(tag)).map(std::ptr::from_ref)
     }
 
     #[inline]
     pub(crate) fn slot(&self, at: usize) -> &Slot {
-        &self.slots[at]
+        self.get(at).expect("the place of a slot is in the table")
     }
 
     /// The slot there, if the table still is that large.
     #[inline]
     pub(crate) fn get(&self, at: usize) -> Option<&Slot> {
-        self.slots.get(at)
+        match at.checked_sub(self.now.slots.len()) {
+            None => Some(&self.now.slots[at]),
+            Some(at) => self.before.slots.get(at),
+        }
     }
 
     #[inline]
     pub(crate) fn slot_mut(&mut self, at: usize) -> &mut Slot {
-        &mut self.slots[at]
+        match at.checked_sub(self.now.slots.len()) {
+            None => &mut self.now.slots[at],
+            Some(at) => &mut self.before.slots[at],
+        }
     }
 
-    /// Adds a slot for a key that [`find`](Table::find) said is absent.
+    /// Adds a slot for a key that [`find`](Table::find) said is absent. Slots may change their places.
     #[inline]
     pub(crate) fn insert(&mut self, tag: u32, word: Word, timer: u32) -> usize {
         debug_assert!(!word.is_empty());
+        let capacity = self.now.slots.len();
         // At 7/10 a probe for an absent key reads 6 slots on average, two cache lines.
-        if (self.len + 1) * 10 > self.slots.len() * 7 {
-            self.resize((self.slots.len() * 3 / 2).max(FIRST_CAPACITY));
+        if (self.len() + 1) * 10 > capacity * 7 {
+            self.resize((capacity * 3 / 2).max(FIRST_CAPACITY));
+        } else if !self.before.slots.is_empty() {
+            self.step();
         }
-        self.len += 1;
-        self.place(Slot { word: StateWord::new(word), tag, timer })
+        self.now.place(Slot { word: StateWord::new(word), tag, timer })
+    }
+
+    /// Begins to move to a table of another size, which has room for all.
+    #[cold]
+    fn resize(&mut self, capacity: usize) {
+        while !self.before.slots.is_empty() {
+            self.step();
+        }
+        self.before = std::mem::replace(&mut self.now, Flat::new(capacity));
+        self.moved = 0;
+        self.step();
+    }
+
+    /// Gives back what is more than twice the room that is needed, at once.
+    pub(crate) fn fit(&mut self) {
+        let capacity = capacity_for(self.len());
+        if self.now.slots.len() > 2 * capacity {
+            self.resize(capacity);
+        }
+        while !self.before.slots.is_empty() {
+            self.step();
+        }
+    }
+
+    /// Moves some more slots, in order, up to an empty one (T4).
+    #[cold]
+    fn step(&mut self) {
+        let Flat { slots, len } = &mut self.before;
+        let least = self.moved + STEP;
+        while let Some(slot) = slots.get_mut(self.moved).filter(|slot| self.moved < least || !slot.word().is_empty()) {
+            if !slot.word().is_empty() {
+                self.now.place(std::mem::replace(slot, Slot::empty()));
+                *len -= 1;
+            }
+            self.moved += 1;
+        }
+        if self.moved >= slots.len() {
+            self.before = Flat::default();
+        }
+    }
+
+    /// Takes a slot out. Others may change their places.
+    pub(crate) fn remove(&mut self, at: usize) {
+        match at.checked_sub(self.now.slots.len()) {
+            None => self.now.remove(at),
+            Some(at) => self.before.remove(at),
+        }
+        if !self.before.slots.is_empty() {
+            self.step();
+        }
+        self.shrink();
+    }
+
+    /// Gives memory back if there is much more than is needed.
+    fn shrink(&mut self) {
+        let capacity = self.now.slots.len();
+        // Growth is by half at 7/10; this is far enough below to not swing between the two.
+        if capacity > 64 && self.len() * 5 < capacity {
+            self.resize((self.len() * 5 / 2).max(FIRST_CAPACITY));
+        }
+    }
+
+    /// Every slot with its tag.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        let slots = self.now.slots.iter().chain(&self.before.slots);
+        slots.filter(|slot| !slot.word().is_empty()).map(|slot| (slot.tag, slot))
+    }
+
+    /// Checks T1, T4 and the counts.
+    #[cfg(test)]
+    pub(crate) fn validate(&self) {
+        self.now.validate();
+        self.before.validate();
+        assert!(self.before.slots.iter().take(self.moved).all(|slot| slot.word().is_empty()), "T4: not all is moved");
+    }
+}
+
+/// Slots for so many keys.
+fn capacity_for(len: usize) -> usize {
+    if len == 0 { 0 } else { len * 10 / 7 + 1 }
+}
+
+/// One open-addressing table of a fixed size.
+#[derive(Debug, Default)]
+struct Flat {
+    slots: Box<[Slot]>,
+    len: usize,
+}
+
+impl Flat {
+    fn new(capacity: usize) -> Self {
+        Flat { slots: std::iter::repeat_with(Slot::empty).take(capacity).collect(), len: 0 }
+    }
+
+    #[inline]
+    fn home(&self, tag: u32) -> usize {
+        ((u64::from(tag) * self.slots.len() as u64) >> 32) as usize
+    }
+
+    #[inline]
+    fn after(&self, at: usize) -> usize {
+        if at + 1 == self.slots.len() { 0 } else { at + 1 }
     }
 
     #[inline]
@@ -144,22 +258,12 @@ impl Table {
             at = self.after(at);
         }
         self.slots[at] = slot;
+        self.len += 1;
         at
     }
 
-    /// Moves all slots, in order, to a table of another size.
-    #[cold]
-    fn resize(&mut self, capacity: usize) {
-        let old = std::mem::replace(&mut self.slots, empty_slots(capacity));
-        for slot in old {
-            if !slot.word().is_empty() {
-                self.place(slot);
-            }
-        }
-    }
-
     /// Takes a slot out; the slots behind it that may move forward do (T1).
-    pub(crate) fn remove(&mut self, at: usize) {
+    fn remove(&mut self, at: usize) {
         debug_assert!(!self.slots[at].word().is_empty());
         let mut hole = at;
         let mut next = at;
@@ -177,25 +281,10 @@ impl Table {
         }
         self.slots[hole] = Slot::empty();
         self.len -= 1;
-        self.shrink();
     }
 
-    /// Gives memory back if there is much more than is needed.
-    pub(crate) fn shrink(&mut self) {
-        // Growth is by half at 7/10; this is far enough below to not swing between the two.
-        if self.slots.len() > 64 && self.len * 5 < self.slots.len() {
-            self.resize(self.len * 5 / 2);
-        }
-    }
-
-    /// Every slot with its tag.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
-        self.slots.iter().filter(|slot| !slot.word().is_empty()).map(|slot| (slot.tag, slot))
-    }
-
-    /// Checks T1 and the count.
     #[cfg(test)]
-    pub(crate) fn validate(&self) {
+    fn validate(&self) {
         let mut filled = 0;
         for at in 0..self.slots.len() {
             let slot = &self.slots[at];
@@ -211,10 +300,6 @@ impl Table {
         }
         assert_eq!(filled, self.len);
     }
-}
-
-fn empty_slots(capacity: usize) -> Box<[Slot]> {
-    std::iter::repeat_with(Slot::empty).take(capacity).collect()
 }
 
 /// Locks striped by hash, each on its own cache lines, over whatever a shard consists of.
@@ -309,19 +394,42 @@ mod tests {
     }
 
     #[test]
+    fn a_table_with_more_room_than_it_needs_gives_it_back_and_finds_what_is_there() {
+        for keys in [0, 1, 10] {
+            let mut table = Table::with_room_for(1000);
+            for id in 0..keys {
+                table.insert(id as u32 * 1000, word(id), 0);
+            }
+            table.fit();
+            table.validate();
+            assert!(table.get(40).is_none());
+            assert_eq!(find(&table, 7, 99), None);
+            assert!((0..keys).all(|id| find(&table, id as u32 * 1000, id).is_some()));
+            // Down to nothing, one by one.
+            for id in 0..keys {
+                let at = find(&table, id as u32 * 1000, id).expect("it is there");
+                table.remove(at);
+                table.validate();
+            }
+            assert_eq!(find(&table, 0, 0), None);
+        }
+    }
+
+    #[test]
     fn a_table_that_empties_gives_its_memory_back() {
         let mut table = Table::default();
         let tag = |id: u64| (id as u32).wrapping_mul(0x9e37_79b9);
         for id in 0..10_000 {
             table.insert(tag(id), word(id), 0);
         }
-        let full = table.slots.len();
+        let full = table.now.slots.len();
         for id in 0..9_990 {
             let Some(at) = find(&table, tag(id), id) else { panic!("{id} is gone") };
             table.remove(at);
         }
         table.validate();
-        assert!(table.slots.len() * 50 < full, "{} of {full} slots are left for 10 keys", table.slots.len());
+        let left = table.now.slots.len() + table.before.slots.len();
+        assert!(left * 50 < full, "{left} of {full} slots are left for 10 keys");
         for id in 9_990..10_000 {
             assert!(find(&table, tag(id), id).is_some());
         }
