@@ -4,8 +4,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::erase::Space;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::media::{AnonMedia, FileMedia, Media, Storage};
-use crate::journal::mmap::ForkMark;
 use crate::key::{Durability, KEY_PREFIX, Retention};
+use crate::mmap::ForkMark;
 use crate::recovery::{Plan, Recovery, RecoveryMode, recover};
 use crate::store::{Engine, KeyHasher, Store, StoreClock, check_retention, lease_ms};
 use crate::sync::Mutex;
@@ -302,13 +302,14 @@ impl Builder {
             now_ms: clock.now_ms(),
             clock_jump_limit: self.clock_jump_limit,
         };
-        let Recovery { journal, shards, report, newest_ms, keys, strays } = recover(storage, &plan)?;
+        let Recovery { journal, shards, arena, report, newest_ms, keys, strays } = recover(storage, &plan)?;
         let limits = self.limits(journal.segment_len())?;
         let engine = Engine {
             limits,
             clock: StoreClock::not_before(clock, newest_ms),
             hasher,
             shards,
+            arena,
             journal,
             space: Mutex::new(Space::with_strays(strays)),
             auto_renewed: DashMap::new(),

@@ -56,6 +56,7 @@ mod fingerprint;
 mod journal;
 mod key;
 mod maintain;
+mod mmap;
 mod pending;
 mod record;
 mod recovery;

@@ -15,10 +15,10 @@
 use crate::erase::Space;
 use crate::error::{Error, Result};
 use crate::journal::Stream;
-use crate::journal::mmap::prefetch;
 use crate::journal::reader::Target;
 use crate::journal::segment::{Due, Segment};
 use crate::key::{Durability, Key};
+use crate::mmap::prefetch;
 use crate::shard::Locked;
 use crate::state::{self, Event, Phase, State, Transition};
 use crate::store::Engine;
@@ -36,6 +36,8 @@ const BATCH: usize = 64;
 const TOGETHER: usize = 32;
 /// How often the upkeep thread looks at the clock.
 const TICK: Duration = Duration::from_millis(10);
+/// Rounds of expiry before segments are looked at, while more has expired.
+const ROUNDS: usize = 16;
 /// How long without work means that there is little.
 const IDLE: Duration = Duration::from_secs(1);
 /// How long to leave a failing disk alone.
@@ -596,6 +598,9 @@ impl Drop for Workers {
 /// Keeps spares ready.
 fn tend_spares(engine: &Engine, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
+        if engine.arena.work_ahead() {
+            continue;
+        }
         match engine.journal.work_ahead() {
             Ok(true) => {}
             Ok(false) => {
@@ -623,8 +628,9 @@ fn tend_seals(engine: &Engine, stop: &AtomicBool) {
 
 /// Lets keys expire and gives space back.
 fn tend_table(engine: &Engine, stop: &AtomicBool) {
+    let mut rounds = 0;
     while !stop.load(Ordering::Acquire) {
-        if engine.journal.lags() {
+        if engine.journal.lags() || engine.arena.lags() {
             engine.journal.spare_bell.ring();
         }
         let mut done = Maintained::default();
@@ -632,6 +638,11 @@ fn tend_table(engine: &Engine, stop: &AtomicBool) {
         if stop.load(Ordering::Acquire) {
             // By a waker that closed the store just now.
             return;
+        }
+        // Many keys go faster than files do; so first some hundred thousand of them.
+        rounds += 1;
+        if expired.is_ok() && done.has_more && rounds % ROUNDS > 0 {
+            continue;
         }
         let step = expired.and_then(|_| engine.journal.note_durable()).and_then(|()| engine.reclaim(1024, &mut done));
         match step {

@@ -40,11 +40,11 @@ use crate::journal::codec::{
 use crate::journal::commit::Poison;
 use crate::journal::list::{LIST_NAME, Listed, MISSING, SegmentList, Standing};
 use crate::journal::media::{Blob, Storage};
-use crate::journal::mmap::prefetch;
 use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan, scan_in_pieces};
 use crate::journal::segment::Segment;
 use crate::journal::{Journal, LEAST_SEGMENTS, Options, Stream, numbers_end, segment_name, segment_number};
 use crate::key::Key;
+use crate::mmap::{Arena, prefetch};
 use crate::shard::{Shard, Sought};
 use crate::state::{self, Event, Phase, Recovered, State, Transition};
 use crate::store::KeyHasher;
@@ -121,6 +121,7 @@ const LIST_LEN: u64 = 8192;
 pub(crate) struct Recovery {
     pub(crate) journal: Journal,
     pub(crate) shards: Shards<Shard>,
+    pub(crate) arena: Arc<Arena>,
     pub(crate) report: RecoveryReport,
     pub(crate) newest_ms: u64,
     pub(crate) keys: u64,
@@ -231,7 +232,8 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     let now_ms = plan.now_ms.max(newest_ms);
     // Most keys have left an answer, or a reservation.
     let keys = reservations.max(answers) as usize / plan.shards;
-    let shards = Shards::new(plan.shards, || Shard::with_room_for(keys, now_ms));
+    let arena = Arc::default();
+    let shards = Shards::new(plan.shards, || Shard::with_room_for(keys, &arena, now_ms));
     // Reservations first: an answer finds the one that it was given for by its fence.
     let (reservations, answers): (Vec<_>, Vec<_>) = segments.iter().partition(|segment| segment.has_reservations());
     let replay = Replay { journal: &journal, shards: &shards, hasher: plan.hasher, now_ms };
@@ -242,7 +244,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     strays.sort_unstable();
     let keys = finish(&journal, &shards, &mut report)?;
     report.elapsed = started.elapsed();
-    Ok(Recovery { journal, shards, report, newest_ms, keys, strays })
+    Ok(Recovery { journal, shards, arena, report, newest_ms, keys, strays })
 }
 
 fn is_unborn(name: &str) -> bool {

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::journal::{Entry, Journal, SegmentMap};
 use crate::key::Key;
+use crate::mmap::Arena;
 use crate::state::{Phase, State};
 use crate::sync::MutexGuard;
 use crate::table::{Slot, Table, Word};
@@ -174,9 +175,9 @@ impl Drop for Locked<'_> {
 }
 
 impl Shard {
-    pub(crate) fn with_room_for(keys: usize, now_ms: u64) -> Self {
+    pub(crate) fn with_room_for(keys: usize, arena: &Arc<Arena>, now_ms: u64) -> Self {
         Shard {
-            table: Table::with_room_for(keys),
+            table: Table::with_room_for(keys, arena),
             wheel: Wheel::new(now_ms),
             counts: Counts::default(),
             segments: Arc::default(),
@@ -324,7 +325,7 @@ mod loom_tests {
 
     impl Room {
         fn new() -> Arc<Room> {
-            let mut shard = Shard::with_room_for(0, 0);
+            let mut shard = Shard::with_room_for(0, &Arc::default(), 0);
             shard.insert(7, Word::new(Phase::Reserved, FENCE), u64::MAX);
             Arc::new(Room { shard: Mutex::new(shard) })
         }

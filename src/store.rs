@@ -14,10 +14,10 @@ use crate::erase::Space;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
 use crate::journal::codec::{self, Kind, Meta};
-use crate::journal::mmap::ForkMark;
 use crate::journal::{Claim, Entry, Journal, SegmentMap, Stream, Unsynced};
 use crate::key::{Durability, Key, Request, Retention};
 use crate::maintain::{Maintained, Workers};
+use crate::mmap::{Arena, ForkMark};
 use crate::pending::Pending;
 use crate::record::Record;
 use crate::recovery::RecoveryReport;
@@ -271,6 +271,8 @@ pub(crate) struct Engine {
     pub(crate) clock: StoreClock,
     pub(crate) hasher: KeyHasher,
     pub(crate) shards: Shards<Shard>,
+    /// The tables' memory.
+    pub(crate) arena: Arc<Arena>,
     pub(crate) journal: Journal,
     /// Taken by who removes, relocates or overwrites records.
     pub(crate) space: Mutex<Space>,

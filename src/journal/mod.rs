@@ -18,7 +18,6 @@ pub(crate) mod commit;
 pub(crate) mod dues;
 pub(crate) mod list;
 pub(crate) mod media;
-pub(crate) mod mmap;
 pub(crate) mod reader;
 pub(crate) mod segment;
 pub(crate) mod watermark;

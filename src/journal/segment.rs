@@ -11,9 +11,9 @@ use super::codec::{self, Binding, HEAD_MARK, HEADER, Kind, Meta, RecordRef, SEGM
 use super::commit::{GroupCommit, Poison};
 use super::dues::Dues;
 use super::media::{Blob, Storage};
-use super::mmap::Region;
 use super::watermark::Written;
 use crate::error::Error;
+use crate::mmap::Region;
 use crate::record::Record;
 use crate::sync::atomic::{self, AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Backoff, Mutex, thread};

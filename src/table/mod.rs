@@ -18,8 +18,10 @@ mod word;
 
 pub(crate) use word::Word;
 
+use crate::mmap::{Arena, Part};
 use crate::sync::{Mutex, MutexGuard};
 use crossbeam_utils::CachePadded;
+use std::sync::Arc;
 use word::StateWord;
 
 /// A key's place in the table.
@@ -34,8 +36,9 @@ pub(crate) struct Slot {
 const _: () = assert!(size_of::<Slot>() == 16);
 
 impl Slot {
+    /// All zeros.
     fn empty() -> Self {
-        Slot { word: StateWord::new(Word::EMPTY), tag: 0, timer: u32::MAX }
+        Slot { word: StateWord::new(Word::EMPTY), tag: 0, timer: 0 }
     }
 
     #[inline]
@@ -58,6 +61,7 @@ pub(crate) struct Table {
     before: Flat,
     /// Up to where they are moved (T4).
     moved: usize,
+    arena: Arc<Arena>,
 }
 
 const FIRST_CAPACITY: usize = 8;
@@ -66,9 +70,10 @@ const FIRST_CAPACITY: usize = 8;
 const STEP: usize = if cfg!(test) { 4 } else { 256 };
 
 impl Table {
-    pub(crate) fn with_room_for(len: usize) -> Self {
+    pub(crate) fn with_room_for(len: usize, arena: &Arc<Arena>) -> Self {
         // Numbers of keys differ from shard to shard, by chance by about their root.
-        Table { now: Flat::new(capacity_for(len + 2 * len.isqrt())), ..Table::default() }
+        let now = Flat::new(arena, capacity_for(len + 2 * len.isqrt()));
+        Table { now, arena: Arc::clone(arena), ..Table::default() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -155,7 +160,7 @@ impl Table {
         while !self.before.slots.is_empty() {
             self.step();
         }
-        self.before = std::mem::replace(&mut self.now, Flat::new(capacity));
+        self.before = std::mem::replace(&mut self.now, Flat::new(&self.arena, capacity));
         self.moved = 0;
         self.step();
     }
@@ -211,7 +216,7 @@ impl Table {
 
     /// Every slot with its tag.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
-        let slots = self.now.slots.iter().chain(&self.before.slots);
+        let slots = self.now.slots.iter().chain(self.before.slots.iter());
         slots.filter(|slot| !slot.word().is_empty()).map(|slot| (slot.tag, slot))
     }
 
@@ -232,13 +237,13 @@ fn capacity_for(len: usize) -> usize {
 /// One open-addressing table of a fixed size.
 #[derive(Debug, Default)]
 struct Flat {
-    slots: Box<[Slot]>,
+    slots: Part<Slot>,
     len: usize,
 }
 
 impl Flat {
-    fn new(capacity: usize) -> Self {
-        Flat { slots: std::iter::repeat_with(Slot::empty).take(capacity).collect(), len: 0 }
+    fn new(arena: &Arena, capacity: usize) -> Self {
+        Flat { slots: arena.zeroed(capacity), len: 0 }
     }
 
     #[inline]
@@ -396,7 +401,7 @@ mod tests {
     #[test]
     fn a_table_with_more_room_than_it_needs_gives_it_back_and_finds_what_is_there() {
         for keys in [0, 1, 10] {
-            let mut table = Table::with_room_for(1000);
+            let mut table = Table::with_room_for(1000, &Arc::default());
             for id in 0..keys {
                 table.insert(id as u32 * 1000, word(id), 0);
             }

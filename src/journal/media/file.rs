@@ -5,7 +5,7 @@
 
 use super::{Blob, Media, Region, Storage};
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::mmap::ForkMark;
+use crate::mmap::ForkMark;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;

@@ -13,8 +13,8 @@ pub(crate) use file::FileMedia;
 #[cfg(any(test, feature = "testing"))]
 pub use sim::{DiskOp, SimDisk};
 
-use super::mmap::Region;
 use crate::error::Result;
+use crate::mmap::Region;
 use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;

@@ -11,14 +11,28 @@
 //! - **M4** The file behind a region keeps its length: it is locked against a second owner, is never truncated, and its
 //!   blocks are allocated before it is mapped for writing.
 //!
+//! An [`Arena`] gives memory out for values, each [`Part`] to one owner:
+//!
+//! - **M5** Parts of a stretch don't overlap, and none is given out twice; the stretch is mapped as long as a part of it is left.
+//! - **M6** Their values are of a type for which zeros are a value and that has nothing to drop.
+//!
 //! What remains is outside the process: another program that truncates a segment file, or a device that fails to read
 //! a page back, makes the kernel raise SIGBUS; one that writes into it changes bytes under a `&[u8]`.
 #![allow(unsafe_code)]
 
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::table::Slot;
 use memmap2::{Advice, MmapOptions, MmapRaw};
+use std::alloc::{Layout, handle_alloc_error};
+use std::fmt;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
+use std::marker::PhantomData;
+use std::mem::needs_drop;
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// A mapped stretch of memory.
 #[derive(Debug)]
@@ -120,6 +134,142 @@ pub(crate) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
+/// A huge page of the usual size.
+const HUGE: usize = 2 << 20;
+/// How much memory is mapped at a time, if not more is asked for.
+const LONGEST_STRETCH: usize = 64 << 20;
+/// For so many parts of the size that is asked for.
+const PARTS: usize = 32;
+
+/// Memory for values that many of a kind are needed of at about the same time: in huge pages where the kernel has them, as a
+/// page that isn't in the TLB costs more than one that isn't in the cache. What is given back is mapped until all of a
+/// stretch is.
+#[derive(Debug, Default)]
+pub(crate) struct Arena {
+    last: Mutex<Option<Arc<Stretch>>>,
+}
+
+#[derive(Debug)]
+struct Stretch {
+    map: MmapRaw,
+    /// Bytes given out; changed under the arena's lock.
+    used: AtomicUsize,
+    /// Bytes faulted in ahead; changed by one thread.
+    ready: AtomicUsize,
+}
+
+/// Types of which zeros are a value (M6).
+///
+/// # Safety
+///
+/// That is to be so.
+pub(crate) unsafe trait Zeroed {}
+
+// SAFETY: it consists of integers, one of them atomic.
+unsafe impl Zeroed for Slot {}
+
+/// Some values of an arena.
+pub(crate) struct Part<T> {
+    start: NonNull<T>,
+    len: usize,
+    /// None if it is empty.
+    _stretch: Option<Arc<Stretch>>,
+    _values: PhantomData<T>,
+}
+
+// SAFETY: a part is the only way to its values (M5).
+unsafe impl<T: Send> Send for Part<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Part<T> {}
+
+impl Arena {
+    /// So many values of zeros. As with other memory, the process ends if there is none.
+    pub(crate) fn zeroed<T: Zeroed>(&self, len: usize) -> Part<T> {
+        const { assert!(!needs_drop::<T>() && align_of::<T>() <= 64) }
+        if len == 0 {
+            return Part::default();
+        }
+        let bytes = len.checked_mul(size_of::<T>()).expect("less than can be addressed").next_multiple_of(64);
+        let mut last = self.last.lock();
+        let has_room = |stretch: &&Arc<Stretch>| stretch.map.len() - stretch.used.load(Ordering::Relaxed) >= bytes;
+        let stretch = match last.as_ref().filter(has_room) {
+            Some(stretch) => Arc::clone(stretch),
+            None => {
+                let len = bytes.saturating_mul(PARTS).clamp(HUGE, LONGEST_STRETCH).max(bytes).next_multiple_of(HUGE);
+                let stretch = Stretch::new(len).unwrap_or_else(|_| handle_alloc_error(Layout::new::<T>()));
+                Arc::clone(last.insert(Arc::new(stretch)))
+            }
+        };
+        let from = stretch.used.fetch_add(bytes, Ordering::Relaxed);
+        assert!(stretch.map.len() - from >= bytes);
+        // SAFETY: by the line before, `bytes` from there on lie in the mapping; nobody else gets them (M5), as the lock is held.
+        let start = unsafe { NonNull::new_unchecked(stretch.map.as_mut_ptr().add(from)).cast() };
+        Part { start, len, _stretch: Some(stretch), _values: PhantomData }
+    }
+
+    /// Faults in some of what will be given out next; `true` if there was any.
+    pub(crate) fn work_ahead(&self) -> bool {
+        let Some(stretch) = self.last.lock().clone() else { return false };
+        let ready = stretch.ready.load(Ordering::Relaxed);
+        if stretch.is_ready() {
+            return false;
+        }
+        stretch.ready.store(ready + HUGE, Ordering::Relaxed);
+        // What fails here is want of memory, or the kernel is too old; whoever comes there takes the faults.
+        stretch.map.advise_range(Advice::PopulateWrite, ready, HUGE).is_ok()
+    }
+
+    /// Whether there is anything to fault in.
+    pub(crate) fn lags(&self) -> bool {
+        self.last.lock().as_ref().is_some_and(|stretch| !stretch.is_ready())
+    }
+}
+
+impl Stretch {
+    fn new(len: usize) -> io::Result<Self> {
+        let map: MmapRaw = MmapOptions::new().len(len).map_anon()?.into();
+        // Only advice: without huge pages lookups are slower, not wrong.
+        map.advise(Advice::HugePage).ok();
+        Ok(Stretch { map, used: AtomicUsize::new(0), ready: AtomicUsize::new(0) })
+    }
+
+    /// The first huge page is in use at once, and one that is all there is not filled ahead.
+    fn is_ready(&self) -> bool {
+        self.map.len() == HUGE || self.ready.load(Ordering::Relaxed) >= self.map.len()
+    }
+}
+
+impl<T> Default for Part<T> {
+    fn default() -> Self {
+        Part { start: NonNull::dangling(), len: 0, _stretch: None, _values: PhantomData }
+    }
+}
+
+impl<T> Deref for Part<T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: the values are in the mapping, which lives as long as `self`; zeros were values (M6), and so is what was
+        // written since. Only `self` leads to them (M5). An empty part has none.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T> DerefMut for Part<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `self` is borrowed by nobody else.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T> fmt::Debug for Part<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Part({})", self.len)
+    }
+}
+
 /// Tells a process that opened a store from a child that inherited it by `fork`.
 ///
 /// The kernel replaces the page by zeros in the child (`MADV_WIPEONFORK`), so the check is one load. Where it can't, as
@@ -165,6 +315,27 @@ mod tests {
         assert_eq!(region.bytes(4096..4096), Some(&[][..]));
         region.write(10, b"abc");
         assert_eq!(region.bytes(9..14), Some(&b"\0abc\0"[..]));
+    }
+
+    struct Value(u64);
+
+    // SAFETY: it is an integer.
+    unsafe impl Zeroed for Value {}
+
+    #[test]
+    fn parts_are_zeros_and_do_not_overlap_and_outlive_the_arena() {
+        let arena = Arena::default();
+        let mut parts: Vec<Part<Value>> = (0..300).map(|nth| arena.zeroed(nth * 100)).collect();
+        for (nth, part) in parts.iter_mut().enumerate() {
+            assert_eq!(part.len(), nth * 100);
+            assert!(part.iter().all(|value| value.0 == 0));
+            part.iter_mut().for_each(|value| value.0 = nth as u64);
+        }
+        parts.retain(|part| part.len() % 200 == 0);
+        while arena.work_ahead() {}
+        assert!(!arena.lags());
+        drop(arena);
+        assert!(parts.iter().all(|part| part.iter().all(|value| value.0 == part.len() as u64 / 100)));
     }
 
     #[test]
