@@ -38,6 +38,8 @@ const TOGETHER: usize = 32;
 const TICK: Duration = Duration::from_millis(10);
 /// Rounds of expiry before segments are looked at, while more has expired.
 const ROUNDS: usize = 16;
+/// How often memory is looked at while nothing is needed: appends have ready what they may use meanwhile.
+const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 /// How long without work means that there is little.
 const IDLE: Duration = Duration::from_secs(1);
 /// How long to leave a failing disk alone.
@@ -108,8 +110,14 @@ impl Engine {
         self.reclaim(left, &mut done)?;
         // Whoever drives upkeep by hand does so at a pace that one spare is enough for.
         self.journal.want_fewer_spares();
-        while self.journal.work_ahead()? {}
+        while self.journal.prepare_spare()? {}
+        while self.work_ahead() {}
         Ok(done)
+    }
+
+    /// Readies some memory; `true` if there was any need.
+    fn work_ahead(&self) -> bool {
+        self.arena.work_ahead() || self.journal.work_ahead()
     }
 
     /// Lets what is due end, up to `budget` steps; returns what is left of it.
@@ -553,6 +561,7 @@ impl Workers {
                 while let Ok(true) = engine.journal.prepare_spare() {}
             }
             workers.spawn("oncekey-ahead", tend_spares)?;
+            workers.spawn("oncekey-memory", tend_memory)?;
             workers.spawn("oncekey-seal", tend_seals)?;
             workers.spawn("oncekey-upkeep", tend_table)?;
         }
@@ -576,6 +585,7 @@ impl Workers {
         }
         self.stop.store(true, Ordering::Release);
         self.engine.journal.spare_bell.ring();
+        self.engine.journal.memory_bell.ring();
         self.engine.journal.seal_bell.ring();
         // Not under the lock: one of them may come here too, by a waker that closes or drops the store.
         let threads = std::mem::take(&mut *self.threads.lock());
@@ -598,10 +608,7 @@ impl Drop for Workers {
 /// Keeps spares ready.
 fn tend_spares(engine: &Engine, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
-        if engine.arena.work_ahead() {
-            continue;
-        }
-        match engine.journal.work_ahead() {
+        match engine.journal.prepare_spare() {
             Ok(true) => {}
             Ok(false) => {
                 if !engine.journal.spare_bell.wait(IDLE) {
@@ -609,6 +616,19 @@ fn tend_spares(engine: &Engine, stop: &AtomicBool) {
                 }
             }
             Err(_) => engine.upkeep.back_off(),
+        }
+    }
+}
+
+/// Readies memory ahead of who needs it. It never waits for a disk, which others may do for longer than what is ready lasts.
+fn tend_memory(engine: &Engine, stop: &AtomicBool) {
+    let mut pause = TICK;
+    while !stop.load(Ordering::Acquire) {
+        if engine.work_ahead() {
+            pause = TICK;
+        } else {
+            engine.journal.memory_bell.wait(pause);
+            pause = (2 * pause).min(LONGEST_PAUSE);
         }
     }
 }
@@ -630,9 +650,6 @@ fn tend_seals(engine: &Engine, stop: &AtomicBool) {
 fn tend_table(engine: &Engine, stop: &AtomicBool) {
     let mut rounds = 0;
     while !stop.load(Ordering::Acquire) {
-        if engine.journal.lags() || engine.arena.lags() {
-            engine.journal.spare_bell.ring();
-        }
         let mut done = Maintained::default();
         let expired = engine.expire(16 * 1024, &mut done);
         if stop.load(Ordering::Acquire) {

@@ -21,7 +21,6 @@
 #![allow(unsafe_code)]
 
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::table::Slot;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use std::alloc::{Layout, handle_alloc_error};
@@ -136,26 +135,34 @@ pub(crate) fn prefetch<T>(at: *const T) {
 
 /// A huge page of the usual size.
 const HUGE: usize = 2 << 20;
-/// How much memory is mapped at a time, if not more is asked for.
-const LONGEST_STRETCH: usize = 64 << 20;
-/// For so many parts of the size that is asked for.
-const PARTS: usize = 32;
+/// How many parts of a size are needed at about the same time.
+const PARTS: usize = 256;
 
-/// Memory for values that many of a kind are needed of at about the same time: in huge pages where the kernel has them, as a
-/// page that isn't in the TLB costs more than one that isn't in the cache. What is given back is mapped until all of a
-/// stretch is.
+/// Memory for values that as many of are needed at about the same time as there are tables.
+///
+/// In huge pages where the kernel has them, since a page that isn't in the TLB costs more than a line that isn't in the cache;
+/// but to clear one takes up to milliseconds, so what needs memory gets only those that were faulted in ahead, and small pages
+/// if there are none. What is given back stays mapped until all of a stretch is.
 #[derive(Debug, Default)]
-pub(crate) struct Arena {
-    last: Mutex<Option<Arc<Stretch>>>,
+pub(crate) struct Arena(Mutex<Stretches>);
+
+#[derive(Debug, Default)]
+struct Stretches {
+    /// In huge pages, of which some are faulted in.
+    huge: Option<Stretch>,
+    small: Option<Stretch>,
+    /// Bytes of parts that will be needed soon; 0 if that is seen to.
+    expected: usize,
 }
 
 #[derive(Debug)]
 struct Stretch {
-    map: MmapRaw,
-    /// Bytes given out; changed under the arena's lock.
-    used: AtomicUsize,
-    /// Bytes faulted in ahead; changed by one thread.
-    ready: AtomicUsize,
+    map: Arc<MmapRaw>,
+    /// Bytes of the parts that it was made for.
+    part: usize,
+    used: usize,
+    /// Up to where it may be given out.
+    ready: usize,
 }
 
 /// Types of which zeros are a value (M6).
@@ -173,7 +180,7 @@ pub(crate) struct Part<T> {
     start: NonNull<T>,
     len: usize,
     /// None if it is empty.
-    _stretch: Option<Arc<Stretch>>,
+    _map: Option<Arc<MmapRaw>>,
     _values: PhantomData<T>,
 }
 
@@ -183,65 +190,100 @@ unsafe impl<T: Send> Send for Part<T> {}
 unsafe impl<T: Sync> Sync for Part<T> {}
 
 impl Arena {
+    /// An arena with room for parts of this many values, to be faulted in by whoever comes there first.
+    pub(crate) fn with_room_for<T: Zeroed>(len: usize) -> Self {
+        let huge = Some(Stretch::huge(bytes_of::<T>(len))).filter(|_| len > 0);
+        let huge = huge.map(|stretch| Stretch { ready: stretch.map.len(), ..stretch });
+        Arena(Mutex::new(Stretches { huge, ..Stretches::default() }))
+    }
+
     /// So many values of zeros. As with other memory, the process ends if there is none.
     pub(crate) fn zeroed<T: Zeroed>(&self, len: usize) -> Part<T> {
         const { assert!(!needs_drop::<T>() && align_of::<T>() <= 64) }
         if len == 0 {
             return Part::default();
         }
-        let bytes = len.checked_mul(size_of::<T>()).expect("less than can be addressed").next_multiple_of(64);
-        let mut last = self.last.lock();
-        let has_room = |stretch: &&Arc<Stretch>| stretch.map.len() - stretch.used.load(Ordering::Relaxed) >= bytes;
-        let stretch = match last.as_ref().filter(has_room) {
-            Some(stretch) => Arc::clone(stretch),
-            None => {
-                let len = bytes.saturating_mul(PARTS).clamp(HUGE, LONGEST_STRETCH).max(bytes).next_multiple_of(HUGE);
-                let stretch = Stretch::new(len).unwrap_or_else(|_| handle_alloc_error(Layout::new::<T>()));
-                Arc::clone(last.insert(Arc::new(stretch)))
+        let bytes = bytes_of::<T>(len);
+        let mut stretches = self.0.lock();
+        let Stretches { huge, small, .. } = &mut *stretches;
+        let stretch = match huge.as_mut().filter(|huge| huge.has_room_for(bytes)) {
+            Some(huge) => huge,
+            None if small.as_ref().is_some_and(|small| small.has_room_for(bytes)) => {
+                small.as_mut().expect("there is one")
             }
+            None => small.insert(Stretch::small(bytes)),
         };
-        let from = stretch.used.fetch_add(bytes, Ordering::Relaxed);
-        assert!(stretch.map.len() - from >= bytes);
-        // SAFETY: by the line before, `bytes` from there on lie in the mapping; nobody else gets them (M5), as the lock is held.
+        let from = stretch.used;
+        assert!(stretch.has_room_for(bytes));
+        stretch.used += bytes;
+        // SAFETY: by the assertion, `bytes` from there on lie in the mapping; nobody else gets them (M5), as the lock is held.
         let start = unsafe { NonNull::new_unchecked(stretch.map.as_mut_ptr().add(from)).cast() };
-        Part { start, len, _stretch: Some(stretch), _values: PhantomData }
+        Part { start, len, _map: Some(Arc::clone(&stretch.map)), _values: PhantomData }
     }
 
-    /// Faults in some of what will be given out next; `true` if there was any.
-    pub(crate) fn work_ahead(&self) -> bool {
-        let Some(stretch) = self.last.lock().clone() else { return false };
-        let ready = stretch.ready.load(Ordering::Relaxed);
-        if stretch.is_ready() {
-            return false;
+    /// Says that parts of this many values will soon be needed.
+    pub(crate) fn expect<T: Zeroed>(&self, len: usize) {
+        let bytes = bytes_of::<T>(len);
+        let mut stretches = self.0.lock();
+        // One of the same size was made when the first of them was expected.
+        let is_for = |huge: &Stretch| huge.part == bytes || huge.part > bytes && huge.map.len() - huge.used >= bytes;
+        let is_there = stretches.huge.as_ref().is_some_and(is_for);
+        if !is_there && bytes * PARTS >= HUGE {
+            stretches.expected = stretches.expected.max(bytes);
         }
-        stretch.ready.store(ready + HUGE, Ordering::Relaxed);
-        // What fails here is want of memory, or the kernel is too old; whoever comes there takes the faults.
-        stretch.map.advise_range(Advice::PopulateWrite, ready, HUGE).is_ok()
     }
 
-    /// Whether there is anything to fault in.
-    pub(crate) fn lags(&self) -> bool {
-        self.last.lock().as_ref().is_some_and(|stretch| !stretch.is_ready())
+    /// Maps what is expected, or faults some of it in; `true` if there was anything to do. By one thread at a time.
+    pub(crate) fn work_ahead(&self) -> bool {
+        let mut stretches = self.0.lock();
+        let expected = std::mem::take(&mut stretches.expected);
+        if expected > 0 {
+            stretches.huge = Some(Stretch::huge(expected));
+        }
+        let Some(huge) = stretches.huge.as_ref().filter(|huge| huge.ready < huge.map.len()) else { return false };
+        let (map, from) = (Arc::clone(&huge.map), huge.ready);
+        drop(stretches);
+        // What fails here is want of memory, or the kernel is too old: then it is for whoever comes there to do.
+        map.advise_range(Advice::PopulateWrite, from, HUGE).ok();
+        if let Some(huge) = self.0.lock().huge.as_mut().filter(|huge| Arc::ptr_eq(&huge.map, &map)) {
+            huge.ready = from + HUGE;
+        }
+        true
     }
 }
 
+/// Whole cache lines for so many values.
+fn bytes_of<T>(len: usize) -> usize {
+    len.checked_mul(size_of::<T>()).expect("less than can be addressed").next_multiple_of(64)
+}
+
 impl Stretch {
-    fn new(len: usize) -> io::Result<Self> {
-        let map: MmapRaw = MmapOptions::new().len(len).map_anon()?.into();
+    fn huge(bytes: usize) -> Self {
+        let stretch = Stretch::new(bytes, bytes.saturating_mul(PARTS));
         // Only advice: without huge pages lookups are slower, not wrong.
-        map.advise(Advice::HugePage).ok();
-        Ok(Stretch { map, used: AtomicUsize::new(0), ready: AtomicUsize::new(0) })
+        stretch.map.advise(Advice::HugePage).ok();
+        Stretch { ready: 0, ..stretch }
     }
 
-    /// The first huge page is in use at once, and one that is all there is not filled ahead.
-    fn is_ready(&self) -> bool {
-        self.map.len() == HUGE || self.ready.load(Ordering::Relaxed) >= self.map.len()
+    fn small(bytes: usize) -> Self {
+        Stretch::new(bytes, bytes)
+    }
+
+    fn new(part: usize, len: usize) -> Self {
+        let len = len.next_multiple_of(HUGE);
+        let map = MmapOptions::new().len(len).map_anon();
+        let map = map.unwrap_or_else(|_| handle_alloc_error(Layout::new::<u64>()));
+        Stretch { map: Arc::new(map.into()), part, used: 0, ready: len }
+    }
+
+    fn has_room_for(&self, bytes: usize) -> bool {
+        self.ready.saturating_sub(self.used) >= bytes
     }
 }
 
 impl<T> Default for Part<T> {
     fn default() -> Self {
-        Part { start: NonNull::dangling(), len: 0, _stretch: None, _values: PhantomData }
+        Part { start: NonNull::dangling(), len: 0, _map: None, _values: PhantomData }
     }
 }
 
@@ -322,20 +364,46 @@ mod tests {
     // SAFETY: it is an integer.
     unsafe impl Zeroed for Value {}
 
+    /// Writes to all of a part's values, which have to be zeros.
+    fn fill(part: &mut Part<Value>, with: u64) {
+        assert!(part.iter().all(|value| value.0 == 0));
+        part.iter_mut().for_each(|value| value.0 = with);
+    }
+
     #[test]
     fn parts_are_zeros_and_do_not_overlap_and_outlive_the_arena() {
-        let arena = Arena::default();
-        let mut parts: Vec<Part<Value>> = (0..300).map(|nth| arena.zeroed(nth * 100)).collect();
-        for (nth, part) in parts.iter_mut().enumerate() {
-            assert_eq!(part.len(), nth * 100);
-            assert!(part.iter().all(|value| value.0 == 0));
-            part.iter_mut().for_each(|value| value.0 = nth as u64);
+        for arena in [Arena::default(), Arena::with_room_for::<Value>(20_000)] {
+            let mut parts: Vec<Part<Value>> = Vec::new();
+            for nth in 0..300 {
+                let mut part = arena.zeroed(nth * 100);
+                assert_eq!(part.len(), nth * 100);
+                fill(&mut part, nth as u64);
+                parts.push(part);
+            }
+            parts.retain(|part| part.len() % 200 == 0);
+            drop(arena);
+            assert!(parts.iter().all(|part| part.iter().all(|value| value.0 == part.len() as u64 / 100)));
         }
-        parts.retain(|part| part.len() % 200 == 0);
+    }
+
+    #[test]
+    fn what_is_expected_is_made_ready_ahead_and_given_out_then() {
+        let arena = Arena::default();
+        arena.expect::<Value>(10);
+        assert!(!arena.work_ahead(), "too little for a huge page");
+        arena.expect::<Value>(5000);
+        // Nobody waits for what isn't ready.
+        fill(&mut arena.zeroed(5000), 1);
+        assert!(arena.work_ahead());
         while arena.work_ahead() {}
-        assert!(!arena.lags());
-        drop(arena);
-        assert!(parts.iter().all(|part| part.iter().all(|value| value.0 == part.len() as u64 / 100)));
+        let used = || arena.0.lock().huge.as_ref().map(|huge| huge.used);
+        assert_eq!(used(), Some(0));
+        let mut parts: Vec<Part<Value>> = (0..PARTS).map(|_| arena.zeroed(5000)).collect();
+        assert_eq!(used(), Some(PARTS * 40_000));
+        parts.iter_mut().for_each(|part| fill(part, 7));
+        // One more than there was room for.
+        parts.extend((0..100).map(|_| arena.zeroed(5000)));
+        assert!(parts[PARTS + 60..].iter().all(|part| part.iter().all(|value| value.0 == 0)));
     }
 
     #[test]

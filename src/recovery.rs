@@ -49,7 +49,7 @@ use crate::shard::{Shard, Sought};
 use crate::state::{self, Event, Phase, Recovered, State, Transition};
 use crate::store::KeyHasher;
 use crate::sync::Mutex;
-use crate::table::{Shards, Slot, Word, tag_of};
+use crate::table::{Shards, Slot, Word, capacity_for, tag_of};
 use crate::wheel::TimerId;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -232,8 +232,10 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     let now_ms = plan.now_ms.max(newest_ms);
     // Most keys have left an answer, or a reservation.
     let keys = reservations.max(answers) as usize / plan.shards;
-    let arena = Arc::default();
-    let shards = Shards::new(plan.shards, || Shard::with_room_for(keys, &arena, now_ms));
+    // Numbers of keys differ from shard to shard, by chance by about their root.
+    let capacity = capacity_for(keys + 2 * keys.isqrt());
+    let arena = Arc::new(Arena::with_room_for::<Slot>(capacity));
+    let shards = Shards::new(plan.shards, || Shard::with_capacity(capacity, &arena, now_ms));
     // Reservations first: an answer finds the one that it was given for by its fence.
     let (reservations, answers): (Vec<_>, Vec<_>) = segments.iter().partition(|segment| segment.has_reservations());
     let replay = Replay { journal: &journal, shards: &shards, hasher: plan.hasher, now_ms };

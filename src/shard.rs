@@ -175,9 +175,10 @@ impl Drop for Locked<'_> {
 }
 
 impl Shard {
-    pub(crate) fn with_room_for(keys: usize, arena: &Arc<Arena>, now_ms: u64) -> Self {
+    /// A shard whose table has so many slots.
+    pub(crate) fn with_capacity(capacity: usize, arena: &Arc<Arena>, now_ms: u64) -> Self {
         Shard {
-            table: Table::with_room_for(keys, arena),
+            table: Table::with_capacity(capacity, arena),
             wheel: Wheel::new(now_ms),
             counts: Counts::default(),
             segments: Arc::default(),
@@ -325,7 +326,7 @@ mod loom_tests {
 
     impl Room {
         fn new() -> Arc<Room> {
-            let mut shard = Shard::with_room_for(0, &Arc::default(), 0);
+            let mut shard = Shard::with_capacity(0, &Arc::default(), 0);
             shard.insert(7, Word::new(Phase::Reserved, FENCE), u64::MAX);
             Arc::new(Room { shard: Mutex::new(shard) })
         }

@@ -62,7 +62,7 @@ impl Stream {
 const HELD_BACK: usize = 1;
 /// Spares beside that, at the most.
 const MOST_SPARES: usize = 4;
-/// Memory to ready for appends in a segment before another spare is made, and all that is readied in a spare.
+/// Memory to ready in a spare.
 const LEAST_LEAD: u64 = 3 << 20;
 /// Memory to keep ready ahead of appends: what may come between two looks.
 const LEAD: u64 = 15 << 20;
@@ -174,8 +174,10 @@ pub(crate) struct Journal {
     /// Held while one is sealed.
     sealing: Mutex<()>,
     pub(crate) poison: Poison,
-    /// Rung when a spare was used, or appends come near to memory that isn't ready.
+    /// Rung when a spare was used.
     pub(crate) spare_bell: Bell,
+    /// Rung when appends go on in another segment.
+    pub(crate) memory_bell: Bell,
     /// Rung when a segment filled up.
     pub(crate) seal_bell: Bell,
     syncs: AtomicU64,
@@ -222,6 +224,7 @@ impl Journal {
             sealing: Mutex::default(),
             poison: Poison::default(),
             spare_bell: Bell::default(),
+            memory_bell: Bell::default(),
             seal_bell: Bell::default(),
             syncs: AtomicU64::new(0),
         })
@@ -383,6 +386,7 @@ impl Journal {
             self.retired.lock().push_back(full);
         }
         self.spare_bell.ring();
+        self.memory_bell.ring();
         self.seal_bell.ring();
         Ok(())
     }
@@ -430,28 +434,12 @@ impl Journal {
         Ok(true)
     }
 
-    /// Makes a spare or readies some memory for appends, whichever is more urgent; `true` if there was any need.
-    pub(crate) fn work_ahead(&self) -> Result<bool> {
-        let spares: Vec<_> = self.spares.lock().iter().cloned().collect();
-        if spares.len() > HELD_BACK && (fault_in(self.active(), LEAST_LEAD) || fault_in(spares, LEAST_LEAD)) {
-            return Ok(true);
+    /// Readies some memory for appends, that they come to first; `true` if there was any need.
+    pub(crate) fn work_ahead(&self) -> bool {
+        fault_in(self.active(), LEAD) || {
+            let spares: Vec<_> = self.spares.lock().iter().cloned().collect();
+            fault_in(spares, LEAST_LEAD)
         }
-        match self.prepare_spare() {
-            Ok(true) => Ok(true),
-            // Also on a full disk.
-            answer => {
-                if fault_in(self.active(), LEAD) {
-                    Ok(true)
-                } else {
-                    answer
-                }
-            }
-        }
-    }
-
-    /// Whether appends come near to memory that isn't ready for them.
-    pub(crate) fn lags(&self) -> bool {
-        self.active().any(|segment| segment.lead().is_some_and(|lead| lead < LEAD / 2))
     }
 
     fn active(&self) -> impl Iterator<Item = Arc<Segment>> {

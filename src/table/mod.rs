@@ -70,10 +70,9 @@ const FIRST_CAPACITY: usize = 8;
 const STEP: usize = if cfg!(test) { 4 } else { 256 };
 
 impl Table {
-    pub(crate) fn with_room_for(len: usize, arena: &Arc<Arena>) -> Self {
-        // Numbers of keys differ from shard to shard, by chance by about their root.
-        let now = Flat::new(arena, capacity_for(len + 2 * len.isqrt()));
-        Table { now, arena: Arc::clone(arena), ..Table::default() }
+    /// A table with so many slots.
+    pub(crate) fn with_capacity(capacity: usize, arena: &Arc<Arena>) -> Self {
+        Table { now: Flat::new(arena, capacity), arena: Arc::clone(arena), ..Table::default() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -147,9 +146,12 @@ impl Table {
         let capacity = self.now.slots.len();
         // At 7/10 a probe for an absent key reads 6 slots on average, two cache lines.
         if (self.len() + 1) * 10 > capacity * 7 {
-            self.resize((capacity * 3 / 2).max(FIRST_CAPACITY));
+            self.resize(grown(capacity));
         } else if !self.before.slots.is_empty() {
             self.step();
+        }
+        if self.len() + 1 == capacity * 3 / 5 {
+            self.arena.expect::<Slot>(grown(capacity));
         }
         self.now.place(Slot { word: StateWord::new(word), tag, timer })
     }
@@ -229,8 +231,13 @@ impl Table {
     }
 }
 
+/// The capacity after this one.
+fn grown(capacity: usize) -> usize {
+    (capacity * 3 / 2).max(FIRST_CAPACITY)
+}
+
 /// Slots for so many keys.
-fn capacity_for(len: usize) -> usize {
+pub(crate) fn capacity_for(len: usize) -> usize {
     if len == 0 { 0 } else { len * 10 / 7 + 1 }
 }
 
@@ -243,7 +250,11 @@ struct Flat {
 
 impl Flat {
     fn new(arena: &Arena, capacity: usize) -> Self {
-        Flat { slots: arena.zeroed(capacity), len: 0 }
+        #[cfg_attr(not(oncekey_loom), expect(unused_mut, reason = "zeros are empty slots, but no atomics of loom's"))]
+        let mut slots: Part<Slot> = arena.zeroed(capacity);
+        #[cfg(oncekey_loom)]
+        slots.iter_mut().for_each(|slot| *slot = Slot::empty());
+        Flat { slots, len: 0 }
     }
 
     #[inline]
@@ -401,7 +412,7 @@ mod tests {
     #[test]
     fn a_table_with_more_room_than_it_needs_gives_it_back_and_finds_what_is_there() {
         for keys in [0, 1, 10] {
-            let mut table = Table::with_room_for(1000, &Arc::default());
+            let mut table = Table::with_capacity(1500, &Arc::default());
             for id in 0..keys {
                 table.insert(id as u32 * 1000, word(id), 0);
             }
