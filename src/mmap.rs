@@ -23,7 +23,7 @@
 use crate::sync::Mutex;
 use crate::table::Slot;
 use memmap2::{Advice, MmapOptions, MmapRaw};
-use std::alloc::{Layout, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -179,9 +179,18 @@ unsafe impl Zeroed for Slot {}
 pub(crate) struct Part<T> {
     start: NonNull<T>,
     len: usize,
-    /// None if it is empty.
-    _map: Option<Arc<MmapRaw>>,
+    home: Home,
     _values: PhantomData<T>,
+}
+
+/// Where the values of a part are.
+enum Home {
+    /// There are none.
+    Nowhere,
+    /// In a stretch that stays mapped for it.
+    Mapped { _map: Arc<MmapRaw> },
+    /// In memory of the program's allocator.
+    Allocated(Layout),
 }
 
 // SAFETY: a part is the only way to its values (M5).
@@ -192,14 +201,14 @@ unsafe impl<T: Sync> Sync for Part<T> {}
 impl Arena {
     /// An arena with room for parts of this many values, to be faulted in by whoever comes there first.
     pub(crate) fn with_room_for<T: Zeroed>(len: usize) -> Self {
-        let huge = Some(Stretch::huge(bytes_of::<T>(len))).filter(|_| len > 0);
+        let huge = if len > 0 { Stretch::huge(bytes_of::<T>(len)).ok() } else { None };
         let huge = huge.map(|stretch| Stretch { ready: stretch.map.len(), ..stretch });
         Arena(Mutex::new(Stretches { huge, ..Stretches::default() }))
     }
 
-    /// So many values of zeros. As with other memory, the process ends if there is none.
+    /// So many values of zeros. As with other memory, the process ends if there is none, from the program's allocator neither.
     pub(crate) fn zeroed<T: Zeroed>(&self, len: usize) -> Part<T> {
-        const { assert!(!needs_drop::<T>() && align_of::<T>() <= 64) }
+        const { assert!(!needs_drop::<T>() && align_of::<T>() <= 64 && size_of::<T>() > 0) }
         if len == 0 {
             return Part::default();
         }
@@ -208,17 +217,22 @@ impl Arena {
         let Stretches { huge, small, .. } = &mut *stretches;
         let stretch = match huge.as_mut().filter(|huge| huge.has_room_for(bytes)) {
             Some(huge) => huge,
-            None if small.as_ref().is_some_and(|small| small.has_room_for(bytes)) => {
-                small.as_mut().expect("there is one")
+            None => {
+                if small.as_ref().is_none_or(|small| !small.has_room_for(bytes)) {
+                    *small = Stretch::new(bytes, bytes).ok();
+                }
+                match small {
+                    Some(small) => small,
+                    None => return Part::allocated(len, bytes),
+                }
             }
-            None => small.insert(Stretch::small(bytes)),
         };
         let from = stretch.used;
         assert!(stretch.has_room_for(bytes));
         stretch.used += bytes;
         // SAFETY: by the assertion, `bytes` from there on lie in the mapping; nobody else gets them (M5), as the lock is held.
         let start = unsafe { NonNull::new_unchecked(stretch.map.as_mut_ptr().add(from)).cast() };
-        Part { start, len, _map: Some(Arc::clone(&stretch.map)), _values: PhantomData }
+        Part { start, len, home: Home::Mapped { _map: Arc::clone(&stretch.map) }, _values: PhantomData }
     }
 
     /// Says that parts of this many values will soon be needed.
@@ -237,8 +251,10 @@ impl Arena {
     pub(crate) fn work_ahead(&self) -> bool {
         let mut stretches = self.0.lock();
         let expected = std::mem::take(&mut stretches.expected);
-        if expected > 0 {
-            stretches.huge = Some(Stretch::huge(expected));
+        if expected > 0
+            && let Ok(huge) = Stretch::huge(expected)
+        {
+            stretches.huge = Some(huge);
         }
         let Some(huge) = stretches.huge.as_ref().filter(|huge| huge.ready < huge.map.len()) else { return false };
         let (map, from) = (Arc::clone(&huge.map), huge.ready);
@@ -258,22 +274,17 @@ fn bytes_of<T>(len: usize) -> usize {
 }
 
 impl Stretch {
-    fn huge(bytes: usize) -> Self {
-        let stretch = Stretch::new(bytes, bytes.saturating_mul(PARTS));
+    fn huge(bytes: usize) -> io::Result<Self> {
+        let stretch = Stretch::new(bytes, bytes.saturating_mul(PARTS))?;
         // Only advice: without huge pages lookups are slower, not wrong.
         stretch.map.advise(Advice::HugePage).ok();
-        Stretch { ready: 0, ..stretch }
+        Ok(Stretch { ready: 0, ..stretch })
     }
 
-    fn small(bytes: usize) -> Self {
-        Stretch::new(bytes, bytes)
-    }
-
-    fn new(part: usize, len: usize) -> Self {
+    fn new(part: usize, len: usize) -> io::Result<Self> {
         let len = len.next_multiple_of(HUGE);
-        let map = MmapOptions::new().len(len).map_anon();
-        let map = map.unwrap_or_else(|_| handle_alloc_error(Layout::new::<u64>()));
-        Stretch { map: Arc::new(map.into()), part, used: 0, ready: len }
+        let map = MmapOptions::new().len(len).map_anon()?;
+        Ok(Stretch { map: Arc::new(map.into()), part, used: 0, ready: len })
     }
 
     fn has_room_for(&self, bytes: usize) -> bool {
@@ -281,9 +292,29 @@ impl Stretch {
     }
 }
 
+impl<T> Part<T> {
+    /// Zeros where no stretch could be mapped; `bytes` is more than none.
+    #[cold]
+    fn allocated(len: usize, bytes: usize) -> Self {
+        let layout = Layout::from_size_align(bytes, 64).expect("less than can be addressed");
+        // SAFETY: the layout is not of nothing.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
+        Part { start: start.cast(), len, home: Home::Allocated(layout), _values: PhantomData }
+    }
+}
+
+impl<T> Drop for Part<T> {
+    fn drop(&mut self) {
+        if let Home::Allocated(layout) = self.home {
+            // SAFETY: it was allocated so, and nobody else has it (M5).
+            unsafe { dealloc(self.start.as_ptr().cast(), layout) }
+        }
+    }
+}
+
 impl<T> Default for Part<T> {
     fn default() -> Self {
-        Part { start: NonNull::dangling(), len: 0, _map: None, _values: PhantomData }
+        Part { start: NonNull::dangling(), len: 0, home: Home::Nowhere, _values: PhantomData }
     }
 }
 
@@ -292,7 +323,7 @@ impl<T> Deref for Part<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: the values are in the mapping, which lives as long as `self`; zeros were values (M6), and so is what was
+        // SAFETY: the values are in memory that lives as long as `self`; zeros were values (M6), and so is what was
         // written since. Only `self` leads to them (M5). An empty part has none.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
@@ -384,6 +415,13 @@ mod tests {
             drop(arena);
             assert!(parts.iter().all(|part| part.iter().all(|value| value.0 == part.len() as u64 / 100)));
         }
+    }
+
+    #[test]
+    fn what_can_not_be_mapped_is_allocated() {
+        let mut part = Part::allocated(1000, bytes_of::<Value>(1000));
+        assert_eq!(part.len(), 1000);
+        fill(&mut part, 7);
     }
 
     #[test]
