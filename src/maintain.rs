@@ -32,6 +32,8 @@ use std::time::Duration;
 
 /// Wheel steps under one shard lock.
 const BATCH: usize = 64;
+/// What is due within this time makes a block worth another visit.
+const SOON_MS: u64 = 100;
 /// Slots that are fetched at the same time.
 const TOGETHER: usize = 32;
 /// How often the upkeep thread looks at the clock.
@@ -105,9 +107,11 @@ impl Engine {
         while self.journal.seal_one()? {
             done.sealed += 1;
         }
-        let left = self.expire(budget, &mut done)?;
+        // Some of the budget is for the rest, however much has expired.
+        let rest = budget / 4;
+        let left = self.expire(budget - rest, &mut done)?;
         self.journal.note_durable()?;
-        self.reclaim(left, &mut done)?;
+        self.reclaim(rest + left, &mut done)?;
         // Whoever drives upkeep by hand does so at a pace that one spare is enough for.
         self.journal.want_fewer_spares();
         while self.journal.prepare_spare()? {}
@@ -122,10 +126,18 @@ impl Engine {
 
     /// Lets what is due end, up to `budget` steps; returns what is left of it.
     fn expire(&self, budget: usize, done: &mut Maintained) -> Result<usize> {
-        match self.end_leases(budget, done)? {
-            0 => Ok(0),
-            left => Ok(self.expire_answers(left, done)),
-        }
+        let left = self.end_leases(budget, done)?;
+        let left = self.expire_answers(left, done);
+        done.has_more |= left == 0 && self.has_due();
+        Ok(left)
+    }
+
+    /// Whether anything may end now.
+    fn has_due(&self) -> bool {
+        let now_ms = self.clock.now_ms();
+        let is_due = |segment: &Arc<Segment>| segment.is_due(now_ms);
+        self.journal.segments().iter().any(is_due)
+            || self.shards.iter().any(|shard| shard.wheel.next_wake_ms().is_some_and(|wake_ms| wake_ms <= now_ms))
     }
 
     /// Lets answers expire in the order of the journal, block by block; returns what is left of the budget.
@@ -142,7 +154,6 @@ impl Engine {
                 left = left.saturating_sub(removed.steps);
             }
         }
-        done.has_more |= left == 0;
         left
     }
 
@@ -151,6 +162,8 @@ impl Engine {
         let mut removed = Removed::default();
         let mut expired = Vec::with_capacity(TOGETHER);
         let mut earliest_ms = u64::MAX;
+        // Those that are kept on, and how many of them not for long.
+        let (mut kept, mut soon) = (Vec::new(), 0);
         let mut seen = 0;
         for (lsn, record) in &mut due {
             seen += 1;
@@ -161,6 +174,8 @@ impl Engine {
             let state = State { phase: Phase::Completed, fence, deadline_ms };
             if state::step(state, Event::Elapse(now_ms)) != Transition::To(Phase::Vacant) {
                 earliest_ms = earliest_ms.min(deadline_ms);
+                soon += usize::from(deadline_ms <= now_ms.saturating_add(SOON_MS));
+                kept.push((lsn, deadline_ms));
             } else if let Some(key) = Key::parse(record.stored_key()) {
                 expired.push(Expired { hash: self.hasher.hash(&key), lsn, len: record.len() });
             }
@@ -168,16 +183,37 @@ impl Engine {
                 removed.keys += self.remove_expired(segment, &mut expired);
                 if removed.keys as usize == most {
                     // Those before are looked at again then, and are gone.
-                    earliest_ms = now_ms;
-                    break;
+                    due.leave(now_ms, now_ms);
+                    removed.steps = most;
+                    return removed;
                 }
             }
         }
         removed.keys += self.remove_expired(segment, &mut expired);
-        due.leave(earliest_ms, now_ms);
         // What was replaced before it was over takes a look, too.
         removed.steps = (removed.keys as usize).max(1 + seen / TOGETHER);
+        if (removed.keys as usize + soon) * 4 < kept.len() {
+            // They end one by one, and to read the block for each would cost too much.
+            removed.steps += kept.len() / 8;
+            self.set_timers(segment, &kept);
+            earliest_ms = u64::MAX;
+        }
+        due.leave(earliest_ms, now_ms);
         removed
+    }
+
+    /// Gives answers that are keys' newest a timer each, where they have none.
+    fn set_timers(&self, segment: &Segment, kept: &[(u64, u64)]) {
+        for (lsn, deadline_ms) in kept {
+            let record = segment.record(*lsn);
+            let Some(key) = record.and_then(|record| Key::parse(record.stored_key())) else { continue };
+            let hash = self.hasher.hash(&key);
+            let (tag, word) = (tag_of(hash), Word::new(Phase::Completed, *lsn));
+            let mut shard = self.shards.of(hash);
+            if let Some(at) = shard.find_word(tag, word) {
+                shard.advance(at, tag, word, *deadline_ms);
+            }
+        }
     }
 
     /// Takes the slots of answers out of the table that are over, where they are the keys' newest; returns how many.
@@ -211,7 +247,6 @@ impl Engine {
             loop {
                 if left == 0 {
                     self.upkeep.next_shard.store(at % count, Ordering::Relaxed);
-                    done.has_more = true;
                     return Ok(0);
                 }
                 let (steps, is_idle) = self.expire_batch(at, left.min(BATCH), done)?;
@@ -251,6 +286,11 @@ impl Engine {
         let word = shard.table.slot(at).word();
         let state = State { phase: word.phase(), fence: 0, deadline_ms: due.deadline_ms };
         match state::step(state, Event::Elapse(now_ms)) {
+            Transition::To(Phase::Vacant) => {
+                shard.counts.expired += 1;
+                done.expired += 1;
+                self.remove_slot(shard, at);
+            }
             Transition::To(Phase::Interrupted) => {
                 let map = self.journal.segments();
                 if self.journal.is_published(&map, word.lsn()) {

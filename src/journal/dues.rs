@@ -50,10 +50,15 @@ impl Dues {
         lower(&self.earliest_ms, deadline_ms);
     }
 
+    /// Whether any block may have answers due.
+    pub(crate) fn is_due(&self, now_ms: u64) -> bool {
+        self.earliest_ms.load(Ordering::SeqCst) <= now_ms
+    }
+
     /// Takes the time of the first block that has answers due: offsets from its first answer to its end. Whoever takes it notes
     /// anew what is left there; one at a time.
     pub(crate) fn take_due(&self, now_ms: u64) -> Option<Range<u64>> {
-        if self.earliest_ms.load(Ordering::SeqCst) > now_ms {
+        if !self.is_due(now_ms) {
             return None;
         }
         self.earliest_ms.store(u64::MAX, Ordering::SeqCst);

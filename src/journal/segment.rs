@@ -528,6 +528,11 @@ impl Segment {
         self.dues.note(at, deadline_ms);
     }
 
+    /// Whether answers may be due.
+    pub(crate) fn is_due(&self, now_ms: u64) -> bool {
+        self.dues.is_due(now_ms)
+    }
+
     /// Takes a block that has answers due; what is left in it has to be noted anew.
     pub(crate) fn take_due(&self, now_ms: u64) -> Option<Due<'_>> {
         let Range { start, end } = self.dues.take_due(now_ms)?;

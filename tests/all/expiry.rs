@@ -106,6 +106,29 @@ fn maintain_gives_memory_back_and_its_budget_bounds_the_work() {
     assert_eq!(store.maintain(0).unwrap().expired, 0);
 }
 
+/// A defect once: to find the one answer of a block that was over, the whole block was read, each time.
+#[test]
+fn answers_that_end_in_another_order_than_they_were_stored_keep_up_with_a_budget() {
+    let (clock, builder) = manual();
+    let store = builder.segment_size(1 << 20).in_memory().unwrap();
+    let mut ends = Vec::new();
+    for step in 0..1200u64 {
+        for nth in 0..20 {
+            let key = step * 20 + nth;
+            let kept_ms = 1000 + key * 7919 % 7000;
+            complete(&store, &kept_for(&key.to_string(), Duration::from_millis(kept_ms)));
+            ends.push(step * 10 + kept_ms);
+        }
+        clock.advance(Duration::from_millis(10));
+        store.maintain(100).unwrap();
+    }
+    let live = ends.iter().filter(|end| **end > 12_000).count() as u64;
+    let held = store.stats().keys;
+    assert!(live > 5_000 && held <= live + 100, "{held} keys are held, {live} are to be kept");
+    while store.maintain(100).unwrap().has_more {}
+    assert_eq!((store.stats().keys, store.maintain(1).unwrap().has_more), (live, false));
+}
+
 #[test]
 fn keys_leave_after_a_clock_that_was_set_back_has_caught_up() {
     let (clock, builder) = manual();
