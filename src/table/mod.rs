@@ -150,7 +150,7 @@ impl Table {
         } else if !self.before.slots.is_empty() {
             self.step();
         }
-        if self.len() + 1 == capacity * 3 / 5 {
+        if self.len() + 1 == capacity * 2 / 3 {
             self.arena.expect::<Slot>(grown(capacity));
         }
         self.now.place(Slot { word: StateWord::new(word), tag, timer })
