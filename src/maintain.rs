@@ -170,9 +170,8 @@ impl Engine {
             if record.kind().phase() != Some(Phase::Completed) {
                 continue;
             }
-            let (fence, deadline_ms) = (record.fence(), record.deadline_ms());
-            let state = State { phase: Phase::Completed, fence, deadline_ms };
-            if state::step(state, Event::Elapse(now_ms)) != Transition::To(Phase::Vacant) {
+            let deadline_ms = record.deadline_ms();
+            if !state::is_over(deadline_ms, now_ms) {
                 earliest_ms = earliest_ms.min(deadline_ms);
                 soon += usize::from(deadline_ms <= now_ms.saturating_add(SOON_MS));
                 kept.push((lsn, deadline_ms));

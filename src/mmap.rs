@@ -157,7 +157,7 @@ struct Stretches {
 
 #[derive(Debug)]
 struct Stretch {
-    map: Arc<MmapRaw>,
+    region: Arc<Region>,
     /// Bytes of the parts that it was made for.
     part: usize,
     used: usize,
@@ -188,7 +188,7 @@ enum Home {
     /// There are none.
     Nowhere,
     /// In a stretch that stays mapped for it.
-    Mapped { _map: Arc<MmapRaw> },
+    Mapped { _region: Arc<Region> },
     /// In memory of the program's allocator.
     Allocated(Layout),
 }
@@ -202,7 +202,7 @@ impl Arena {
     /// An arena with room for parts of this many values, to be faulted in by whoever comes there first.
     pub(crate) fn with_room_for<T: Zeroed>(len: usize) -> Self {
         let huge = if len > 0 { Stretch::huge(bytes_of::<T>(len)).ok() } else { None };
-        let huge = huge.map(|stretch| Stretch { ready: stretch.map.len(), ..stretch });
+        let huge = huge.map(|stretch| Stretch { ready: stretch.region.len(), ..stretch });
         Arena(Mutex::new(Stretches { huge, ..Stretches::default() }))
     }
 
@@ -231,8 +231,8 @@ impl Arena {
         assert!(stretch.has_room_for(bytes));
         stretch.used += bytes;
         // SAFETY: by the assertion, `bytes` from there on lie in the mapping; nobody else gets them (M5), as the lock is held.
-        let start = unsafe { NonNull::new_unchecked(stretch.map.as_mut_ptr().add(from)).cast() };
-        Part { start, len, home: Home::Mapped { _map: Arc::clone(&stretch.map) }, _values: PhantomData }
+        let start = unsafe { NonNull::new_unchecked(stretch.region.map.as_mut_ptr().add(from)).cast() };
+        Part { start, len, home: Home::Mapped { _region: Arc::clone(&stretch.region) }, _values: PhantomData }
     }
 
     /// Says that parts of this many values will soon be needed.
@@ -240,7 +240,7 @@ impl Arena {
         let bytes = bytes_of::<T>(len);
         let mut stretches = self.0.lock();
         // One of the same size was made when the first of them was expected.
-        let is_for = |huge: &Stretch| huge.part == bytes || huge.part > bytes && huge.map.len() - huge.used >= bytes;
+        let is_for = |huge: &Stretch| huge.part == bytes || huge.part > bytes && huge.region.len() - huge.used >= bytes;
         let is_there = stretches.huge.as_ref().is_some_and(is_for);
         if !is_there && bytes * PARTS >= HUGE {
             stretches.expected = stretches.expected.max(bytes);
@@ -256,12 +256,12 @@ impl Arena {
         {
             stretches.huge = Some(huge);
         }
-        let Some(huge) = stretches.huge.as_ref().filter(|huge| huge.ready < huge.map.len()) else { return false };
-        let (map, from) = (Arc::clone(&huge.map), huge.ready);
+        let Some(huge) = stretches.huge.as_ref().filter(|huge| huge.ready < huge.region.len()) else { return false };
+        let (region, from) = (Arc::clone(&huge.region), huge.ready);
         drop(stretches);
-        // What fails here is want of memory, or the kernel is too old: then it is for whoever comes there to do.
-        map.advise_range(Advice::PopulateWrite, from, HUGE).ok();
-        if let Some(huge) = self.0.lock().huge.as_mut().filter(|huge| Arc::ptr_eq(&huge.map, &map)) {
+        // What fails here is want of memory: then it is for whoever comes there to do.
+        region.populate(from..from + HUGE).ok();
+        if let Some(huge) = self.0.lock().huge.as_mut().filter(|huge| Arc::ptr_eq(&huge.region, &region)) {
             huge.ready = from + HUGE;
         }
         true
@@ -277,14 +277,13 @@ impl Stretch {
     fn huge(bytes: usize) -> io::Result<Self> {
         let stretch = Stretch::new(bytes, bytes.saturating_mul(PARTS))?;
         // Only advice: without huge pages lookups are slower, not wrong.
-        stretch.map.advise(Advice::HugePage).ok();
+        stretch.region.advise_huge().ok();
         Ok(Stretch { ready: 0, ..stretch })
     }
 
     fn new(part: usize, len: usize) -> io::Result<Self> {
         let len = len.next_multiple_of(HUGE);
-        let map = MmapOptions::new().len(len).map_anon()?;
-        Ok(Stretch { map: Arc::new(map.into()), part, used: 0, ready: len })
+        Ok(Stretch { region: Arc::new(Region::anonymous(len)?), part, used: 0, ready: len })
     }
 
     fn has_room_for(&self, bytes: usize) -> bool {

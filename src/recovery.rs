@@ -960,9 +960,8 @@ impl Replay<'_> {
         if slot.word().phase() != Phase::Completed {
             return;
         }
-        let (fence, deadline_ms) = (record.fence(), record.deadline_ms());
-        let state = State { phase: Phase::Completed, fence, deadline_ms };
-        if state::step(state, Event::Elapse(self.now_ms)) == Transition::To(Phase::Vacant) {
+        let deadline_ms = record.deadline_ms();
+        if state::is_over(deadline_ms, self.now_ms) {
             slot.timer = OVER;
         } else {
             segment.add_live(record.len());
@@ -977,8 +976,8 @@ fn finish(journal: &Journal, shards: &Shards<Shard>, report: &mut RecoveryReport
     let mut keys = 0;
     for mut shard in shards.iter() {
         let is_settled = |slot: &Slot| slot.word().phase() == Phase::Completed && slot.timer != OVER;
-        let rest: Vec<_> = shard.table.iter().filter(|(_, slot)| !is_settled(slot)).collect();
-        let rest: Vec<(u32, Word)> = rest.into_iter().map(|(tag, slot)| (tag, slot.word())).collect();
+        let rest = shard.table.iter().filter(|(_, slot)| !is_settled(slot));
+        let rest: Vec<(u32, Word)> = rest.map(|(tag, slot)| (tag, slot.word())).collect();
         report.completed += (shard.table.len() - rest.len()) as u64;
         for (tag, word) in rest {
             let at = shard.find_word(tag, word).expect("nobody else has the table yet");

@@ -116,6 +116,12 @@ pub(crate) enum Transition {
     Fenced,
 }
 
+/// Whether an answer that is kept until then is over.
+pub(crate) fn is_over(kept_until_ms: u64, now_ms: u64) -> bool {
+    let state = State { phase: Phase::Completed, fence: 0, deadline_ms: kept_until_ms };
+    step(state, Event::Elapse(now_ms)) == Transition::To(Phase::Vacant)
+}
+
 /// The transition function.
 ///
 /// Callers know the event, which leaves little of it in each of them.

@@ -159,9 +159,7 @@ impl Table {
     /// Begins to move to a table of another size, which has room for all.
     #[cold]
     fn resize(&mut self, capacity: usize) {
-        while !self.before.slots.is_empty() {
-            self.step();
-        }
+        self.end_move();
         self.before = std::mem::replace(&mut self.now, Flat::new(&self.arena, capacity));
         self.moved = 0;
         self.step();
@@ -173,6 +171,11 @@ impl Table {
         if self.now.slots.len() > 2 * capacity {
             self.resize(capacity);
         }
+        self.end_move();
+    }
+
+    /// Moves all that is left.
+    fn end_move(&mut self) {
         while !self.before.slots.is_empty() {
             self.step();
         }

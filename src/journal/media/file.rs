@@ -74,11 +74,17 @@ impl FileMedia {
         }
         if !self.mapped_writes {
             let region = Region::read_only(&file).map_err(fail("map a segment"))?;
-            return Ok(FileBlob { file, len, region: Some(Arc::new(region)), write_through: false, by_pages: true });
+            return Ok(FileBlob {
+                file,
+                len,
+                region: Some(Arc::new(region)),
+                write_through: false,
+                faults_ahead: false,
+            });
         }
         let region = Region::writable(&file, self.zero_fill).map_err(fail("map a segment"))?;
         let region = Some(Arc::new(region));
-        Ok(FileBlob { file, len, region, write_through: true, by_pages: self.zero_fill })
+        Ok(FileBlob { file, len, region, write_through: true, faults_ahead: !self.zero_fill })
     }
 
     /// Makes sure that no later store into the file has to find space for it.
@@ -155,7 +161,7 @@ impl Storage for FileMedia {
         let file = open_regular(&self.handle, name, OFlags::RDWR).map_err(fail)?;
         let len = file.metadata().map_err(fail)?.len();
         check_file_size_limit(&path, len)?;
-        Ok(Arc::new(FileBlob { file, len, region: None, write_through: false, by_pages: true }))
+        Ok(Arc::new(FileBlob { file, len, region: None, write_through: false, faults_ahead: false }))
     }
 
     fn remove(&self, name: &str) -> Result<()> {
@@ -204,7 +210,8 @@ struct FileBlob {
     len: u64,
     region: Option<Arc<Region>>,
     write_through: bool,
-    by_pages: bool,
+    /// Not where a sync is to write no more than was stored: a write fault dirties its page.
+    faults_ahead: bool,
 }
 
 impl Blob for FileBlob {
@@ -243,11 +250,7 @@ impl Blob for FileBlob {
     }
 
     fn fault_in(&self, from: u64, to: u64) -> io::Result<()> {
-        let Some(region) = &self.region else { return Ok(()) };
-        // A write fault dirties its page, and the first sync would then write the whole segment once more.
-        if !self.write_through || self.by_pages {
-            return Ok(());
-        }
+        let Some(region) = self.region.as_ref().filter(|_| self.faults_ahead) else { return Ok(()) };
         if from == 0 {
             // The header's page, which is synced, would keep the rest of its folio small; this is only advice.
             rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed).ok();
