@@ -1,5 +1,6 @@
 //! Settings of a store.
 
+use crate::checkpoint::Checkpoints;
 use crate::clock::{Clock, SystemClock};
 use crate::erase::Space;
 use crate::error::{Error, ErrorKind, Result};
@@ -57,6 +58,7 @@ pub struct Builder {
     clock: Option<Arc<dyn Clock>>,
     clock_jump_limit: Option<Duration>,
     background: bool,
+    index: bool,
     #[cfg(any(test, feature = "testing"))]
     fixed_hash: Option<u64>,
     #[cfg(any(test, feature = "testing"))]
@@ -104,6 +106,7 @@ impl Builder {
             clock: None,
             clock_jump_limit: None,
             background: true,
+            index: true,
             #[cfg(any(test, feature = "testing"))]
             fixed_hash: None,
             #[cfg(any(test, feature = "testing"))]
@@ -207,6 +210,17 @@ impl Builder {
         self
     }
 
+    /// Whether an index is written, at close and now and then, and read at the next opening; it is by default.
+    ///
+    /// With it an opening reads and checks only the segments that the index does not cover, and upkeep checks the others
+    /// afterwards; until then each record is checked when it is used. Without it an opening reads and checks everything, so that
+    /// a store with damage is refused at once. The index takes 12 bytes a key on disk, beside what
+    /// [`max_bytes`](Builder::max_bytes) allows.
+    pub fn index(mut self, on: bool) -> Self {
+        self.index = on;
+        self
+    }
+
     /// Gives every key the same hash, to test that keys are told apart by their bytes.
     #[cfg(any(test, feature = "testing"))]
     #[doc(hidden)]
@@ -284,7 +298,7 @@ impl Builder {
         let (hasher, new_store_id) = (KeyHasher::new(), None);
         #[cfg(any(test, feature = "testing"))]
         let (hasher, new_store_id) = (
-            KeyHasher { fixed: self.fixed_hash, ..self.seed.map_or_else(KeyHasher::new, KeyHasher::seeded) },
+            self.seed.map_or_else(KeyHasher::new, KeyHasher::seeded).fixed(self.fixed_hash),
             self.seed.map(|seed| u128::from(seed).to_le_bytes()),
         );
         let clock = self.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::new()));
@@ -297,12 +311,14 @@ impl Builder {
             persistent,
             shards: SHARDS,
             threads: self.recovery_threads(),
-            hasher: &hasher,
+            hasher,
+            index: self.index,
             new_store_id,
             now_ms: clock.now_ms(),
             clock_jump_limit: self.clock_jump_limit,
         };
-        let Recovery { journal, shards, arena, report, newest_ms, keys, strays } = recover(storage, &plan)?;
+        let Recovery { journal, hasher, shards, arena, report, newest_ms, keys, strays, spared } =
+            recover(storage, &plan)?;
         let limits = self.limits(journal.segment_len())?;
         let engine = Engine {
             limits,
@@ -318,6 +334,7 @@ impl Builder {
             closed: AtomicBool::new(false),
             fork,
             upkeep: crate::maintain::Upkeep::default(),
+            checkpoints: Checkpoints::new(self.index, spared),
         };
         Store::start(engine, self.background)
     }
@@ -364,6 +381,7 @@ impl fmt::Debug for Builder {
             .field("media", &self.media)
             .field("recovery", &self.recovery)
             .field("background", &self.background)
+            .field("index", &self.index)
             .finish_non_exhaustive()
     }
 }

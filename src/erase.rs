@@ -55,6 +55,8 @@ impl Engine {
         let mut wakers = Wakers::default();
         let mut space = self.space.lock();
         self.catch_up(&mut space)?;
+        // Or records could be overlooked.
+        self.all_segments().iter().try_for_each(|segment| self.check_segment(segment))?;
         // Or keys would be gone from the table with no way to say so in the journal.
         self.ready_for_note(&space)?;
         let horizon = self.journal.horizon();
@@ -219,6 +221,10 @@ impl Engine {
 
     /// Overwrites records that no slot points to, as far as nobody holds a handle to them.
     pub(crate) fn overwrite(&self, space: &mut Space, targets: &[Target]) -> Result<()> {
+        if !planted!(IndexKept) {
+            // X4
+            self.journal.drop_index()?;
+        }
         // A record that isn't durable could be lost in a power cut, and the note would then point into nothing.
         self.journal.sync_all()?;
         // Noted first: a record that is overwritten without a note looks damaged if the power fails meanwhile.
@@ -282,6 +288,18 @@ impl Space {
     /// With what recovery found: records that others beat which may go before them.
     pub(crate) fn with_strays(strays: Vec<Target>) -> Self {
         Space { rest: strays.into(), ..Space::default() }
+    }
+
+    /// Whether nothing is left to overwrite.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.unfinished.is_empty() && self.rest.is_empty()
+    }
+
+    /// Takes up what could not be noted yet.
+    pub(crate) fn overwrite_later(&mut self, target: Target) {
+        self.rest.push_back(target);
+        // What masks it has to stay.
+        self.horizon = 0;
     }
 
     /// Whether anything may be removed before the rest is overwritten.

@@ -49,6 +49,7 @@
 mod planted;
 
 mod builder;
+mod checkpoint;
 mod clock;
 mod erase;
 mod error;

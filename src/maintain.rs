@@ -32,6 +32,8 @@ use std::time::Duration;
 
 /// Wheel steps under one shard lock.
 const BATCH: usize = 64;
+/// Bytes of a segment that are checked in a step.
+const CHECKED_A_STEP: usize = 8 * 1024;
 /// What is due within this time makes a block worth another visit.
 const SOON_MS: u64 = 100;
 /// Slots that are fetched at the same time.
@@ -81,8 +83,12 @@ impl Upkeep {
         self.failures.load(Ordering::Relaxed)
     }
 
-    fn back_off(&self) {
+    pub(crate) fn count_failure(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn back_off(&self) {
+        self.count_failure();
         thread::park_timeout(BACK_OFF);
     }
 }
@@ -109,14 +115,27 @@ impl Engine {
         }
         // Some of the budget is for the rest, however much has expired.
         let rest = budget / 4;
+        let unread = self.check_some(rest)?;
         let left = self.expire(budget - rest, &mut done)?;
         self.journal.note_durable()?;
         self.reclaim(rest + left, &mut done)?;
+        done.has_more |= unread;
         // Whoever drives upkeep by hand does so at a pace that one spare is enough for.
         self.journal.want_fewer_spares();
         while self.journal.prepare_spare()? {}
         while self.work_ahead() {}
         Ok(done)
+    }
+
+    /// Checks segments that were not read at the opening, up to some steps; `true` if some are left.
+    fn check_some(&self, mut steps: usize) -> Result<bool> {
+        while self.check_one()? {
+            match steps.checked_sub(self.journal.segment_len() as usize / CHECKED_A_STEP) {
+                Some(left) => steps = left,
+                None => return Ok(true),
+            }
+        }
+        Ok(false)
     }
 
     /// Readies some memory; `true` if there was any need.
@@ -346,7 +365,7 @@ impl Engine {
                 }
                 continue;
             }
-            let Some(victim) = self.choose_victim(pinned.is_some()) else { return Ok(()) };
+            let Some(victim) = self.choose_victim(pinned.is_some()) else { return self.tend_index(&space) };
             if left == 0 {
                 done.has_more = true;
                 return Ok(());
@@ -383,7 +402,7 @@ impl Engine {
         let (oldest, kept) = (self.oldest_reservations(), space.kept(&self.journal));
         if planted!(ReleaseDroppedEarly) {
             let mut dead = self.sealed_segments(true);
-            dead.retain(|segment| segment.live_bytes() == 0 && !kept.contains(&segment.number()));
+            dead.retain(|segment| segment.is_dead() && !kept.contains(&segment.number()));
             return self.remove_segments(&dead.iter().map(|segment| segment.number()).collect::<Vec<_>>());
         }
         let keeps_from = space.keeps_from(&self.journal);
@@ -391,7 +410,7 @@ impl Engine {
             .sealed_segments(true)
             .into_iter()
             .take_while(|segment| segment.number() < keeps_from)
-            .take_while(|segment| segment.live_bytes() == 0 && !kept.contains(&segment.number()))
+            .take_while(|segment| segment.is_dead() && !kept.contains(&segment.number()))
             .collect();
         // U2: nothing older may be left behind, such as one that waits for its seal.
         if dead.first().is_none_or(|first| Some(first.number()) != oldest) {
@@ -442,7 +461,7 @@ impl Engine {
         let mut is_noted = space.unfinished.is_empty();
         let mut dead = Vec::new();
         for segment in self.sealed_segments(false) {
-            if segment.live_bytes() > 0 || kept.contains(&segment.number()) {
+            if !segment.is_dead() || kept.contains(&segment.number()) {
                 continue;
             }
             if oldest.is_some_and(|oldest| oldest <= segment.masks()) && !planted!(AnswerDroppedEarly) {
@@ -476,13 +495,14 @@ impl Engine {
         let reservations = self.sealed_segments(true);
         if let Some(oldest) = reservations.first()
             && Some(oldest.number()) == self.oldest_reservations()
+            && oldest.is_checked()
             && (answers_are_pinned || self.is_wasteful(&reservations))
         {
             return Some(Arc::clone(oldest));
         }
         // To move survivors of others brings none of the dead away.
         let mut living = self.sealed_segments(false);
-        living.retain(|segment| segment.live_bytes() > 0);
+        living.retain(|segment| !segment.is_dead() && segment.is_checked());
         if self.is_wasteful(&living) {
             let density = |segment: &Arc<Segment>| segment.live_bytes() * 1000 / segment.published();
             return living.into_iter().min_by_key(density);
@@ -518,7 +538,7 @@ impl Engine {
             done.relocated += u64::from(self.relocate_record(space, victim, lsn)?);
         }
         *self.upkeep.relocation.lock() = None;
-        Ok(victim.live_bytes() == 0)
+        Ok(victim.is_dead())
     }
 
     fn relocate_record(&self, space: &mut Space, victim: &Segment, lsn: u64) -> Result<bool> {
@@ -577,7 +597,8 @@ impl Engine {
         }
         self.sub_live(copy);
         if victim.has_reservations() {
-            self.overwrite(space, &[Target { lsn: copy, len: record.len() }])?;
+            let copy = Target { lsn: copy, len: record.len() };
+            self.overwrite(space, &[copy]).inspect_err(|_| space.overwrite_later(copy))?;
         }
         Ok(false)
     }
@@ -700,10 +721,13 @@ fn tend_table(engine: &Engine, stop: &AtomicBool) {
         if expired.is_ok() && done.has_more && rounds % ROUNDS > 0 {
             continue;
         }
-        let step = expired.and_then(|_| engine.journal.note_durable()).and_then(|()| engine.reclaim(1024, &mut done));
+        let step = expired
+            .and_then(|_| engine.journal.note_durable())
+            .and_then(|()| engine.reclaim(1024, &mut done))
+            .and_then(|()| engine.check_one());
         match step {
-            Ok(()) if done.has_more => {}
-            Ok(()) => thread::park_timeout(TICK),
+            Ok(_) if done.has_more => {}
+            Ok(_) => thread::park_timeout(TICK),
             Err(_) => engine.upkeep.back_off(),
         }
     }

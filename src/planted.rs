@@ -128,6 +128,14 @@ mod active {
         ReleaseKeepsKey,
         /// A guard that is dropped wakes nobody.
         WaiterNotWoken,
+        /// An index counts before what it leaves to the journal is durable.
+        IndexBeforeSync,
+        /// An index counts on while records are overwritten.
+        IndexKept,
+        /// An index covers an owner's verdict and has what its key's slot pointed to before.
+        VerdictNotAwaited,
+        /// An index covers answers whose reservations it leaves to the journal.
+        MasksIgnored,
         /// Closing the store leaves those asleep who wait for an owner.
         CloseWakesNobody,
     }

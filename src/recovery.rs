@@ -38,6 +38,7 @@ use crate::journal::codec::{
     encode_blank, encode_mark, header_says,
 };
 use crate::journal::commit::Poison;
+use crate::journal::index::{Covered, Directory, Holds, INDEX_NAME, Index};
 use crate::journal::list::{LIST_NAME, Listed, MISSING, SegmentList, Standing};
 use crate::journal::media::{Blob, Storage};
 use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan, scan_in_pieces};
@@ -51,7 +52,7 @@ use crate::store::KeyHasher;
 use crate::sync::Mutex;
 use crate::table::{Shards, Slot, Word, capacity_for, tag_of};
 use crate::wheel::TimerId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -87,9 +88,11 @@ pub struct Damage {
 pub struct RecoveryReport {
     /// Segments kept.
     pub segments: u64,
-    /// Records read.
+    /// Records read: not those that the index stood for.
     pub records: u64,
-    /// Keys with an answer that is still kept.
+    /// Keys taken from the index.
+    pub indexed: u64,
+    /// Keys with an answer that is still kept; some that the index had may be over.
     pub completed: u64,
     /// Keys whose owner vanished.
     pub interrupted: u64,
@@ -120,6 +123,7 @@ const LIST_LEN: u64 = 8192;
 /// A store put together from its journal.
 pub(crate) struct Recovery {
     pub(crate) journal: Journal,
+    pub(crate) hasher: KeyHasher,
     pub(crate) shards: Shards<Shard>,
     pub(crate) arena: Arc<Arena>,
     pub(crate) report: RecoveryReport,
@@ -127,10 +131,13 @@ pub(crate) struct Recovery {
     pub(crate) keys: u64,
     /// Records that are beaten by others which may go before them.
     pub(crate) strays: Vec<Target>,
+    /// Numbers of the segments that an index stood for.
+    pub(crate) spared: BTreeSet<u64>,
 }
 
 /// What recovery has to know beside the storage.
-pub(crate) struct Plan<'p> {
+#[derive(Clone)]
+pub(crate) struct Plan {
     pub(crate) mode: RecoveryMode,
     /// Length of segments for a new store, and whether an existing one has to have it.
     pub(crate) segment_len: u64,
@@ -140,7 +147,9 @@ pub(crate) struct Plan<'p> {
     pub(crate) shards: usize,
     /// How many threads may read segments at a time.
     pub(crate) threads: usize,
-    pub(crate) hasher: &'p KeyHasher,
+    pub(crate) hasher: KeyHasher,
+    /// Whether an index may stand for segments.
+    pub(crate) index: bool,
     /// The id of a new store; drawn at random if there is none.
     pub(crate) new_store_id: Option<[u8; 16]>,
     pub(crate) now_ms: u64,
@@ -167,7 +176,7 @@ impl Found {
     }
 }
 
-pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Recovery> {
+pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery> {
     let started = Instant::now();
     let mut report = RecoveryReport::default();
     let names = storage.list()?;
@@ -175,7 +184,12 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     let Identity { store_id, segment_len, .. } = identity;
     let list = identity.is_listed.then(|| SegmentList::read(&storage, store_id, segment_len)).transpose()?;
     let listed = list.as_ref().and_then(|list| list.as_ref().ok()).map(SegmentList::listed);
-    let (mut found, mut doomed) = read_segments(&*storage, &names, &identity, listed, plan, &mut report)?;
+    let index = list.as_ref().and_then(|list| Indexed::open(&*storage, &identity, list.as_ref().ok()?, plan));
+    let (mut found, index) = index.map_or((Vec::new(), None), |(found, index)| (found, Some(index)));
+    let to_read = names.iter().filter_map(|name| segment_number(name));
+    let to_read = to_read.filter(|number| !found.iter().any(|segment| segment.number == *number)).collect();
+    let (read, mut doomed) = read_segments(&*storage, to_read, &identity, listed, plan, &mut report)?;
+    found.extend(read);
     found.sort_by_key(|segment| segment.number);
     for damage in damage_of_list(&*storage, &list, &found, segment_len) {
         match plan.mode {
@@ -193,8 +207,25 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     for segment in &found {
         repairs.push(classify(&*storage, segment, &targets, plan.mode, &mut report)?);
     }
+    let now_ms = plan.now_ms.max(newest_ms);
+    let (reservations, answers) = found.iter().fold((0, 0), |(reservations, answers), Found { scan, .. }| {
+        (reservations + scan.reservations, answers + scan.answers)
+    });
+    // Most keys have left an answer, or a reservation.
+    let keys = reservations.max(answers) + index.as_ref().map_or(0, |index| index.index.directory.entries());
+    // Numbers of keys differ from shard to shard, by chance by about their root.
+    let keys = keys as usize / plan.shards;
+    let capacity = capacity_for(keys + 2 * keys.isqrt());
+    let arena = Arc::new(Arena::with_room_for::<Slot>(capacity));
+    let shards = Shards::new(plan.shards, || Shard::with_capacity(capacity, &arena, now_ms));
+    let live = match index.as_ref().map(|index| index.load(&found, &shards, plan.threads)) {
+        Some(None) => return recover(storage, &Plan { index: false, ..plan.clone() }),
+        Some(Some(live)) => live,
+        None => Vec::new(),
+    };
     // From here on everything that was found is accepted, and writing may begin.
-    for name in names.iter().filter(|name| is_unborn(name)) {
+    let is_void = |name: &String| is_unborn(name) || index.is_none() && name == INDEX_NAME;
+    for name in names.iter().filter(|name| is_void(name)) {
         storage.remove(name)?;
     }
     // The highest number stays taken: it may have been given to a fence of which a power cut left nothing.
@@ -210,18 +241,18 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
         found.into_iter().zip(repairs).partition(|(segment, _)| segment.scan.is_blank());
     doomed.extend(blanks.iter().map(|(segment, _)| segment.number).filter(|number| Some(*number) != blank));
     let wanted = Listed { upto, numbers: kept.iter().map(|(segment, _)| segment.number).collect() };
-    let list = if plan.persistent { Some(enlist(&storage, &identity, list, wanted)?) } else { None };
+    let mut list = if plan.persistent { Some(enlist(&storage, &identity, list, wanted)?) } else { None };
     for number in &doomed {
         storage.remove(&segment_name(*number))?;
     }
     let mut segments = Vec::new();
-    let (mut reservations, mut answers) = (0, 0);
     for (segment, repair) in kept {
-        reservations += segment.scan.reservations;
-        answers += segment.scan.answers;
         segments.push(mend(&storage, store_id, segment, repair, &mut report)?);
     }
     storage.sync_names()?;
+    if let Some(list) = list.as_mut().filter(|_| index.is_none()) {
+        list.forget_index();
+    }
     report.segments = segments.len() as u64 + blank.map_or(0, |_| 1);
     let newest_reservations = segments.iter().filter(|segment| segment.has_reservations()).map(|s| s.number()).max();
     for segment in &segments {
@@ -229,16 +260,17 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     }
     let options = Options { store_id, segment_len, max_bytes: plan.max_bytes, persistent: plan.persistent };
     let journal = Journal::new(storage, options, list, &segments, blank, upto + 1)?;
-    let now_ms = plan.now_ms.max(newest_ms);
-    // Most keys have left an answer, or a reservation.
-    let keys = reservations.max(answers) as usize / plan.shards;
-    // Numbers of keys differ from shard to shard, by chance by about their root.
-    let capacity = capacity_for(keys + 2 * keys.isqrt());
-    let arena = Arc::new(Arena::with_room_for::<Slot>(capacity));
-    let shards = Shards::new(plan.shards, || Shard::with_capacity(capacity, &arena, now_ms));
+    for Live { number, records, most_bytes } in &live {
+        if let Some(segment) = segments.iter().find(|segment| segment.number() == *number) {
+            segment.set_indexed(*records, *most_bytes);
+            report.indexed += records;
+        }
+    }
     // Reservations first: an answer finds the one that it was given for by its fence.
-    let (reservations, answers): (Vec<_>, Vec<_>) = segments.iter().partition(|segment| segment.has_reservations());
-    let replay = Replay { journal: &journal, shards: &shards, hasher: plan.hasher, now_ms };
+    let to_replay = segments.iter().filter(|segment| segment.is_checked());
+    let (reservations, answers): (Vec<_>, Vec<_>) = to_replay.partition(|segment| segment.has_reservations());
+    let hasher = index.as_ref().map_or(&plan.hasher, |index| &index.hasher).clone();
+    let replay = Replay { journal: &journal, shards: &shards, hasher: &hasher, now_ms };
     // Of a key's reservations and releases in order, by whoever has its shard.
     let mut shares = in_shares(plan.threads.min(reservations.len()), |share| replay.run(&reservations, share));
     shares.extend(in_shares(plan.threads.min(answers.len()), |share| replay.run(&share.part(&answers), Share::ALL)));
@@ -246,12 +278,13 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan<'_>) -> Result<Reco
     strays.sort_unstable();
     let keys = finish(&journal, &shards, &mut report)?;
     report.elapsed = started.elapsed();
-    Ok(Recovery { journal, shards, arena, report, newest_ms, keys, strays })
+    let spared = live.iter().map(|live| live.number).collect();
+    Ok(Recovery { journal, hasher, shards, arena, report, newest_ms, keys, strays, spared })
 }
 
 fn is_unborn(name: &str) -> bool {
     name.strip_suffix(".new").is_some_and(|stem| {
-        [STORE_NAME, LIST_NAME].contains(&stem)
+        [STORE_NAME, LIST_NAME, INDEX_NAME].contains(&stem)
             || segment_number(stem).is_some()
             || matches!(stem, "probe-a" | "probe-b")
     })
@@ -268,7 +301,7 @@ struct Identity {
 }
 
 /// Reads which store this is; makes it up for a new one, and in salvage takes it from the segments if need be.
-fn identify(storage: &dyn Storage, names: &[String], plan: &Plan<'_>, report: &mut RecoveryReport) -> Result<Identity> {
+fn identify(storage: &dyn Storage, names: &[String], plan: &Plan, report: &mut RecoveryReport) -> Result<Identity> {
     let path = storage.path(STORE_NAME);
     let segment = names.iter().find(|name| segment_number(name).is_some());
     let found = match storage.read_small(STORE_NAME, 4096)? {
@@ -319,7 +352,7 @@ fn identify(storage: &dyn Storage, names: &[String], plan: &Plan<'_>, report: &m
     }
 }
 
-fn new_identity(plan: &Plan<'_>, path: &Path) -> Result<Identity> {
+fn new_identity(plan: &Plan, path: &Path) -> Result<Identity> {
     let mut store_id = plan.new_store_id.unwrap_or_default();
     if plan.new_store_id.is_none() {
         getrandom::fill(&mut store_id)
@@ -415,14 +448,13 @@ fn enlist(
 /// Reads the segments' files, and says which numbers are to be removed whatever stands in them: case M.
 fn read_segments(
     storage: &dyn Storage,
-    names: &[String],
+    numbers: Vec<u64>,
     identity: &Identity,
     listed: Option<&Listed>,
-    plan: &Plan<'_>,
+    plan: &Plan,
     report: &mut RecoveryReport,
 ) -> Result<(Vec<Found>, Vec<u64>)> {
     let (mut found, mut doomed) = (Vec::new(), Vec::new());
-    let numbers: Vec<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
     let whole = Mutex::new(Vec::new());
     let shares = in_shares(plan.threads.min(numbers.len()), |share| {
         let mut piece = Vec::new();
@@ -461,6 +493,110 @@ fn read_segments(
         found.push(segment);
     }
     Ok((found, doomed))
+}
+
+/// An index that stands for some of the segments.
+struct Indexed {
+    index: Index,
+    hasher: KeyHasher,
+}
+
+/// Records of a segment that slots point to.
+#[derive(Clone, Copy)]
+struct Live {
+    number: u64,
+    records: u64,
+    most_bytes: u64,
+}
+
+impl Indexed {
+    /// The index that the list names, with the segments that it stands for; `None` if there is none to rely on.
+    fn open(
+        storage: &dyn Storage,
+        identity: &Identity,
+        list: &SegmentList,
+        plan: &Plan,
+    ) -> Option<(Vec<Found>, Indexed)> {
+        // What is to be salvaged has to be read.
+        let digest = list.index().filter(|_| plan.index && plan.mode == RecoveryMode::Strict)?;
+        let index = Index::open(storage, digest)?;
+        let directory = &index.directory;
+        let is_ours = (directory.store_id, directory.segment_len) == (identity.store_id, identity.segment_len);
+        if !is_ours || directory.chunks.len() != plan.shards || directory.upto > list.listed().upto {
+            return None;
+        }
+        let hasher = plan.hasher.like(directory.hash_keys, directory.hash_check)?;
+        // Of those that are not listed any more all records were dead.
+        let there = directory.segments.iter().filter(|covered| list.listed().numbers.contains(&covered.number));
+        let found = there.map(|covered| find_covered(storage, identity, covered, directory.written_ms));
+        Some((found.collect::<Option<Vec<_>>>()?, Indexed { index, hasher }))
+    }
+
+    /// Puts the entries that lead to the segments found into the table: of each segment how many. `None` if they are not as they
+    /// were written.
+    fn load(&self, found: &[Found], shards: &Shards<Shard>, threads: usize) -> Option<Vec<Live>> {
+        let Directory { segment_len, chunks, segments, .. } = &self.index.directory;
+        let is_there = |number| found.binary_search_by_key(&number, |segment| segment.number).is_ok();
+        let places = segments.iter().zip(0_usize..).map(|(covered, at)| (covered.number, at));
+        let places: HashMap<u64, usize, ahash::RandomState> = places.collect();
+        let are_there: Vec<bool> = segments.iter().map(|covered| is_there(covered.number)).collect();
+        let shares = in_shares(threads.min(chunks.len()), |share| {
+            let mut records = vec![0; segments.len()];
+            for nth in (share.nth..chunks.len()).step_by(share.of) {
+                let mut shard = shards.get(nth);
+                self.index.read_chunk(nth, |tag, raw| {
+                    let word = Word::from_raw(raw);
+                    let (number, offset) = (word.lsn() / segment_len, word.lsn() % segment_len);
+                    let at = *places.get(&number)?;
+                    let is_record = (SEGMENT_HEAD..segments[at].end).contains(&offset);
+                    if !is_record || !matches!(word.phase(), Phase::Reserved | Phase::Completed) {
+                        return None;
+                    }
+                    if are_there[at] {
+                        records[at] += 1;
+                        shard.insert(tag, word, u64::MAX);
+                    }
+                    Some(())
+                })?;
+            }
+            Some(records)
+        });
+        let shares: Vec<Vec<u64>> = shares.into_iter().collect::<Option<_>>()?;
+        let live = |(at, covered): (usize, &Covered)| Live {
+            number: covered.number,
+            records: shares.iter().map(|records| records[at]).sum(),
+            most_bytes: covered.live_bytes,
+        };
+        Some(segments.iter().enumerate().filter(|(at, _)| are_there[*at]).map(live).collect())
+    }
+}
+
+/// A segment that an index stands for, by its head and its seal; `None` if they don't say what the index says.
+fn find_covered(storage: &dyn Storage, identity: &Identity, covered: &Covered, written_ms: u64) -> Option<Found> {
+    let Identity { store_id, segment_len: len, .. } = *identity;
+    let Covered { number, end, holds, .. } = *covered;
+    let blob = storage.open(&segment_name(number)).ok()?;
+    let binding = Binding::new(&store_id, number);
+    let base = number << len.trailing_zeros();
+    let mut head = vec![0; SEGMENT_HEAD as usize];
+    let mut seal = [0; HEADER];
+    blob.read_at(0, &mut head).and_then(|()| blob.read_at(end, &mut seal)).ok()?;
+    let is_sealed = RecordRef::check_first(binding, &seal, end)
+        .is_ok_and(|seal| seal.kind() == Kind::Seal && seal.fence() == base + end);
+    let scan = Scan {
+        end,
+        is_sealed,
+        has_reservations: holds == Holds::Reservations,
+        // Else it would pass for one of notes.
+        answers: u64::from(holds == Holds::Answers),
+        newest_ms: written_ms,
+        ..Scan::of_head(&head, binding, base)
+    };
+    let is_whole = SegmentHeader::decode(&head).is_ok_and(|header| header == SegmentHeader::new(store_id, number, len))
+        && blob.len() == len
+        && !head_is_dirty(&head, binding)
+        && (scan.is_sealed, scan.head_is_sealed, scan.durable) == (true, true, end);
+    is_whole.then_some(Found { number, base, len, binding, blob, scan, has_to_be_rebuilt: false })
 }
 
 /// Reads one segment's file, and says what is wrong with its length and head. In `whole` one thread at a time reads what can't be
@@ -569,7 +705,7 @@ fn read_start(blob: &dyn Blob, len: u64, bytes: &mut Vec<u8>) -> std::io::Result
     blob.read_at(0, &mut bytes[..there])
 }
 
-fn check_clock(plan: &Plan<'_>, newest_ms: u64, report: &mut RecoveryReport) -> Result<()> {
+fn check_clock(plan: &Plan, newest_ms: u64, report: &mut RecoveryReport) -> Result<()> {
     if newest_ms == 0 {
         return Ok(());
     }
@@ -925,13 +1061,19 @@ impl Replay<'_> {
             };
             match state::step(state, Event::Recover(seen)) {
                 Transition::To(_) => {
-                    if let Some(known) = known.filter(|_| state.phase == Phase::Completed) {
-                        if is_stray(state.phase, &known, record.fence()) {
-                            strays.push(Target { lsn: slot.lsn(), len: known.len() });
+                    if let Some(known) = known.filter(|known| is_stray(state.phase, known, record.fence())) {
+                        strays.push(Target { lsn: slot.lsn(), len: known.len() });
+                    }
+                    let is_counted = match state.phase {
+                        Phase::Completed => shard.table.slot(at).timer != OVER,
+                        // Those of the index are.
+                        Phase::Vacant | Phase::Reserved | Phase::Completing | Phase::Interrupted | Phase::Released => {
+                            !self.journal.segment(&map, slot.lsn())?.is_checked()
                         }
-                        if shard.table.slot(at).timer != OVER {
-                            self.journal.sub_live_bytes(&map, slot.lsn(), known.len());
-                        }
+                    };
+                    if is_counted {
+                        let len = self.journal.entry(&map, slot.lsn())?.len();
+                        self.journal.sub_live_bytes(&map, slot.lsn(), len);
                     }
                     shard.table.slot_mut(at).timer = TimerId::NONE.raw();
                     shard.advance(at, tag, word, u64::MAX);
@@ -991,7 +1133,11 @@ fn finish(journal: &Journal, shards: &Shards<Shard>, report: &mut RecoveryReport
                 Transition::To(phase) => {
                     report.interrupted += 1;
                     shard.advance(at, tag, word.with(phase), u64::MAX);
-                    journal.segment(&map, word.lsn())?.add_live(journal.entry(&map, word.lsn())?.len());
+                    let segment = journal.segment(&map, word.lsn())?;
+                    // Those of the index are counted.
+                    if segment.is_checked() {
+                        segment.add_live(journal.entry(&map, word.lsn())?.len());
+                    }
                 }
                 Transition::Stay
                 | Transition::Replay

@@ -38,6 +38,8 @@ pub struct Stats {
     pub segments: u64,
     /// Bytes that they take up on the device (in memory: that are mapped).
     pub journal_bytes: u64,
+    /// Segments that were found damaged since the store was opened: what is damaged in them is answered with an error.
+    pub damaged_segments: u64,
     /// Steps of background upkeep that failed, such as for a full disk.
     pub upkeep_failures: u64,
     /// Whether a write or sync failed, so that the store only reads.

@@ -284,6 +284,7 @@ pub(crate) struct Engine {
     pub(crate) closed: AtomicBool,
     pub(crate) fork: ForkMark,
     pub(crate) upkeep: crate::maintain::Upkeep,
+    pub(crate) checkpoints: crate::checkpoint::Checkpoints,
 }
 
 /// The caller's clock, moved forward if the journal knows of a later time.
@@ -311,10 +312,12 @@ impl fmt::Debug for StoreClock {
     }
 }
 
-/// Keyed hash of keys: random keys each process, so that nobody can choose keys that collide.
-#[derive(Debug)]
+/// Keyed hash of keys: random keys for each process, or those of the index that it opened, so that nobody can choose keys of
+/// operations that collide.
+#[derive(Clone, Debug)]
 pub(crate) struct KeyHasher {
-    pub(crate) keys: ahash::RandomState,
+    keys: [u64; 4],
+    state: ahash::RandomState,
     /// Replaces every hash, so that tests can make keys collide.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fixed: Option<u64>,
@@ -322,8 +325,15 @@ pub(crate) struct KeyHasher {
 
 impl KeyHasher {
     pub(crate) fn new() -> Self {
+        let random = ahash::RandomState::new();
+        KeyHasher::with_keys(std::array::from_fn(|nth| random.hash_one(nth)))
+    }
+
+    fn with_keys(keys: [u64; 4]) -> Self {
+        let [a, b, c, d] = keys;
         KeyHasher {
-            keys: ahash::RandomState::new(),
+            keys,
+            state: ahash::RandomState::with_seeds(a, b, c, d),
             #[cfg(any(test, feature = "testing"))]
             fixed: None,
         }
@@ -332,7 +342,33 @@ impl KeyHasher {
     /// The same keys each time.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn seeded(seed: u64) -> Self {
-        KeyHasher { keys: ahash::RandomState::with_seeds(seed, 1, 2, 3), fixed: None }
+        KeyHasher::with_keys([seed, 1, 2, 3])
+    }
+
+    /// Gives every key the same hash, if one is given.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn fixed(self, fixed: Option<u64>) -> Self {
+        KeyHasher { fixed, ..self }
+    }
+
+    /// One that hashes as that of an index did, if this build does so on this processor.
+    #[cfg_attr(not(any(test, feature = "testing")), expect(clippy::unused_self, reason = "tests choose hashes"))]
+    pub(crate) fn like(&self, keys: [u64; 4], check: u64) -> Option<Self> {
+        let hasher = KeyHasher::with_keys(keys);
+        #[cfg(any(test, feature = "testing"))]
+        let hasher = hasher.fixed(self.fixed);
+        (hasher.check() == check).then_some(hasher)
+    }
+
+    pub(crate) fn keys(&self) -> [u64; 4] {
+        self.keys
+    }
+
+    /// What becomes of keys that stand for all: a short one, and one longer than any block.
+    pub(crate) fn check(&self) -> u64 {
+        let long = [0x5a; 100];
+        let keys = [Request::new("check").key, Request::new(&long).scope(&long[..30]).key];
+        keys.iter().fold(0, |all, key| all.rotate_left(1) ^ self.hash(key))
     }
 
     #[inline]
@@ -341,7 +377,7 @@ impl KeyHasher {
         if let Some(fixed) = self.fixed {
             return fixed;
         }
-        let mut hasher = self.keys.build_hasher();
+        let mut hasher = self.state.build_hasher();
         key.hash_into(&mut hasher);
         hasher.finish()
     }
@@ -780,9 +816,12 @@ impl Engine {
         for shard in self.shards.iter().filter(|_| !planted!(CloseWakesNobody)) {
             Locked::new(shard).wake_all();
         }
-        let _space = self.space.lock();
+        let space = self.space.lock();
         self.journal.sync_names()?;
-        self.journal.seal_all()
+        self.journal.seal_all()?;
+        // Nothing depends on it but how long the next opening takes.
+        self.write_last_index(&space).ok();
+        Ok(())
     }
 
     fn stats(&self) -> Stats {
@@ -812,6 +851,7 @@ impl Engine {
             syncs: self.journal.syncs(),
             segments: segments.iter().count() as u64,
             journal_bytes: segments.iter().map(|segment| segment.blob().allocated().unwrap_or(segment.len())).sum(),
+            damaged_segments: segments.iter().filter(|segment| segment.damage().is_some()).count() as u64,
             upkeep_failures: self.upkeep.failures(),
             is_poisoned: self.journal.poison.is_set(),
         }

@@ -2,14 +2,16 @@
 //!
 //! The file `SEGMENTS` has two slots of equal length. Each holds one record of kind [`Kind::List`], bound to the store and to its
 //! place: the fence is the list's sequence number, the payload the highest number ever listed and then the listed
-//! numbers in order, 8 bytes each; in the place of the attempt stands the slot's length in units of 4 KiB. The list of the
-//! highest sequence number that is whole counts.
+//! numbers in order, 8 bytes each; in the place of the attempt stands the slot's length in units of 4 KiB, and in that of the
+//! fingerprint which index counts, if any. The list of the highest sequence number that is whole counts.
 //!
 //! - **L1** A segment is listed, durably, before its first record is written, and unlisted, durably, before its file is
 //!   removed or given another number.
 //! - **L2** List `n` is written to slot `n mod 2`: never over the one that was synced last. Only when it is synced is the other
 //!   slot made a copy of it, so that damage at rest to one slot does no harm, and a list that stands in both is durable.
-//! - **L3** After a failed sync no list is written any more (`poison`).
+//! - **L3** An index that the list names is durable, and so are all records that it leaves to the journal. Builds that know no
+//!   index name none in the lists that they write, and they write one before anything else.
+//! - **L4** After a failed sync no list is written any more (`poison`).
 //!
 //! So a listed segment without a file is a loss. A file that isn't listed was being made or renewed if it is blank; if it
 //! is not, its removal was decided, unless its number is above all that were ever listed.
@@ -19,6 +21,7 @@ use super::commit::Poison;
 use super::media::{Blob, Storage};
 use super::{numbers_end, segment_name};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fingerprint::Fingerprint;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -90,6 +93,8 @@ pub(crate) struct SegmentList {
     slot_len: u64,
     sequence: u64,
     listed: Listed,
+    /// Which index counts, if any; [`Fingerprint::NONE`] is none.
+    index: Fingerprint,
     is_in_both_slots: bool,
 }
 
@@ -116,16 +121,26 @@ impl SegmentList {
             // The first builds did not say it.
             let is_list = is_list && (record.attempt() == 0 || record.attempt() == slot_pages(slot_len));
             let listed = Listed::decode(record.payload(), numbers_end(segment_len)).filter(|_| is_list)?;
-            Some((record.fence(), listed))
+            Some((record.fence(), listed, record.fingerprint()))
         };
         let slots = [read_slot(0), read_slot(1)];
         let is_in_both_slots = slots[0] == slots[1];
-        let Some((sequence, listed)) = slots.into_iter().flatten().max_by_key(|(sequence, _)| *sequence) else {
+        let Some((sequence, listed, index)) = slots.into_iter().flatten().max_by_key(|(sequence, ..)| *sequence) else {
             return Ok(Err("the list of segments is damaged, or another store's".to_owned()));
         };
         let blob = Some(storage.open(LIST_NAME)?);
         let storage = Arc::clone(storage);
-        Ok(Ok(SegmentList { storage, store_id, segment_len, blob, slot_len, sequence, listed, is_in_both_slots }))
+        Ok(Ok(SegmentList {
+            storage,
+            store_id,
+            segment_len,
+            blob,
+            slot_len,
+            sequence,
+            listed,
+            index,
+            is_in_both_slots,
+        }))
     }
 
     /// Writes the first list of a store, or one in place of what can't be read.
@@ -143,6 +158,7 @@ impl SegmentList {
             slot_len: SHORTEST_SLOT,
             sequence: 0,
             listed: Listed::default(),
+            index: Fingerprint::NONE,
             is_in_both_slots: false,
         };
         list.put(listed, &Poison::default())?;
@@ -151,6 +167,29 @@ impl SegmentList {
 
     pub(crate) fn listed(&self) -> &Listed {
         &self.listed
+    }
+
+    /// Which index counts, if any.
+    pub(crate) fn index(&self) -> Option<Fingerprint> {
+        Some(self.index).filter(|index| *index != Fingerprint::NONE)
+    }
+
+    /// Forgets which index counts; the next list says so, and the index itself has to be gone for good before that.
+    pub(crate) fn forget_index(&mut self) {
+        self.index = Fingerprint::NONE;
+    }
+
+    /// Says which index counts from here on. If that fails this list or the one of before is there, and the next one says it again.
+    pub(crate) fn set_index(&mut self, index: Fingerprint, poison: &Poison) -> Result<()> {
+        poison.check()?;
+        self.index = index;
+        self.write(self.sequence + 1, self.listed.clone(), poison)
+    }
+
+    /// Makes no index count from here on.
+    pub(crate) fn drop_index(&mut self, poison: &Poison) -> Result<()> {
+        let index = self.index;
+        self.set_index(Fingerprint::NONE, poison).inspect_err(|_| self.index = index)
     }
 
     /// Makes sure that what was read is durable: a sync that failed may have left it in the page cache only.
@@ -234,7 +273,8 @@ impl SegmentList {
     }
 
     fn record(&self, slot: u64, sequence: u64, payload: &[u8]) -> Vec<u8> {
-        let meta = Meta { attempt: slot_pages(self.slot_len), ..Meta::bare(Kind::List, sequence, 0) };
+        let (attempt, fingerprint) = (slot_pages(self.slot_len), self.index);
+        let meta = Meta { attempt, fingerprint, ..Meta::bare(Kind::List, sequence, 0) };
         let binding = Binding::new(&self.store_id, 0);
         encode(binding, slot * self.slot_len, &meta, &[], payload, |parts| parts.concat())
     }

@@ -16,6 +16,7 @@
 pub(crate) mod codec;
 pub(crate) mod commit;
 pub(crate) mod dues;
+pub(crate) mod index;
 pub(crate) mod list;
 pub(crate) mod media;
 pub(crate) mod reader;
@@ -23,6 +24,7 @@ pub(crate) mod segment;
 pub(crate) mod watermark;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::fingerprint::Fingerprint;
 use crate::record::Record;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex};
@@ -33,7 +35,7 @@ use crossbeam_utils::CachePadded;
 use list::SegmentList;
 use media::Storage;
 use segment::Segment;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,7 +98,7 @@ impl Default for SegmentMap {
 }
 
 impl SegmentMap {
-    fn new(version: u64, segments: Vec<Arc<Segment>>) -> Self {
+    pub(crate) fn new(version: u64, segments: Vec<Arc<Segment>>) -> Self {
         let count = (segments.len() * 2).next_power_of_two();
         let mut places: Box<[Option<Arc<Segment>>]> = std::iter::repeat_with(|| None).take(count).collect();
         for segment in segments {
@@ -322,7 +324,11 @@ impl Journal {
         }
         let path = self.path_of(lsn);
         let offset = self.offset_of(lsn);
-        Error::corrupt(&path, offset, "a record was changed or removed by another program while the store was open")
+        Error::corrupt(
+            &path,
+            offset,
+            "a record is damaged, or was changed or removed by another program while the store was open",
+        )
     }
 
     /// Waits until the record at an LSN is readable. Its claim was made, so its writer is at it.
@@ -499,7 +505,12 @@ impl Journal {
             return Err(self.full());
         }
         let header = self.header(*next_number)?;
-        let blob = self.storage.create(&segment_name(header.number), header.len, &header.encode());
+        let create = || self.storage.create(&segment_name(header.number), header.len, &header.encode());
+        let blob = match create() {
+            // What only makes the next opening faster gives way.
+            Err(error) if error.is_full() && self.drop_index()? => create(),
+            answer => answer,
+        };
         // Also if that failed: when the directory could not be synced the name may be taken.
         *next_number += 1;
         let blob = blob?;
@@ -530,6 +541,55 @@ impl Journal {
     fn unlist(&self, numbers: &[u64]) -> Result<()> {
         let Some(list) = &self.list else { return Ok(()) };
         list.lock().remove(numbers, &self.poison)
+    }
+
+    /// Sealed segments that an index can stand for, of all that are there: what it leaves to the journal must not hold a record that
+    /// is masked by one in these and by no slot, such as the reservation of an answer that is over.
+    pub(crate) fn coverable(&self) -> Vec<Arc<Segment>> {
+        let sealed: Vec<_> = self.map.load().iter().filter(|segment| segment.is_sealed()).cloned().collect();
+        let numbers: BTreeSet<u64> = sealed.iter().map(|segment| segment.number()).collect();
+        // After that: whatever a sealed segment masks is known to be a reservations segment by now.
+        let open = self.map.load().reservations().filter(|number| !numbers.contains(number)).min().unwrap_or(u64::MAX);
+        let is_coverable = |segment: &Arc<Segment>| {
+            let newest = if segment.has_reservations() { segment.number() } else { segment.masks() };
+            newest < open || planted!(MasksIgnored)
+        };
+        let mut coverable: Vec<_> = sealed.into_iter().filter(is_coverable).collect();
+        coverable.sort_by_key(|segment| segment.number());
+        coverable
+    }
+
+    /// Which store this is, and the highest number that was ever listed; `None` for a store in memory.
+    pub(crate) fn identity(&self) -> Option<([u8; 16], u64)> {
+        Some((self.options.store_id, self.list.as_ref()?.lock().listed().upto))
+    }
+
+    /// Writes a file beside the segments, durably.
+    pub(crate) fn write_file(&self, name: &str, next: &mut dyn FnMut() -> Result<Option<Vec<u8>>>) -> Result<()> {
+        self.storage.write_file(name, next)
+    }
+
+    /// Makes the index of this digest count, which is durable.
+    pub(crate) fn commit_index(&self, digest: Fingerprint) -> Result<()> {
+        let Some(list) = &self.list else { return Ok(()) };
+        list.lock().set_index(digest, &self.poison)
+    }
+
+    /// Whether an index counts.
+    pub(crate) fn has_index(&self) -> bool {
+        self.list.as_ref().is_some_and(|list| list.lock().index().is_some())
+    }
+
+    /// Makes no index count any more, durably; `true` if one did, and its space is free.
+    pub(crate) fn drop_index(&self) -> Result<bool> {
+        let Some(list) = &self.list else { return Ok(false) };
+        let mut list = list.lock();
+        if list.index().is_none() {
+            return Ok(false);
+        }
+        list.drop_index(&self.poison)?;
+        self.storage.remove(index::INDEX_NAME)?;
+        Ok(true)
     }
 
     /// Reads the list of segments back; nobody removes any meanwhile.

@@ -71,7 +71,7 @@ impl Scan {
     }
 
     /// What the head's marks say.
-    fn of_head(bytes: &[u8], binding: Binding, base: u64) -> Self {
+    pub(crate) fn of_head(bytes: &[u8], binding: Binding, base: u64) -> Self {
         let mut scan = Scan::blank();
         for mark in HEAD_MARKS.iter().filter_map(|at| RecordRef::check(binding, bytes, *at).ok()) {
             scan.durable = scan.durable.max(mark.fence().saturating_sub(base));
@@ -124,6 +124,25 @@ pub(crate) fn scan_in_pieces(
             read(start, piece)?;
         }
     }
+}
+
+/// Checks all records of a segment that is sealed at `end`; the inner error says where the first is that is none.
+pub(crate) fn check(blob: &dyn Blob, binding: Binding, base: u64, end: u64) -> io::Result<Result<(), u64>> {
+    let mut bytes = Vec::new();
+    let scan = match scan_in_pieces(blob, binding, base, &mut bytes)? {
+        Some(scan) => scan,
+        None => {
+            bytes.resize(blob.len() as usize, 0);
+            blob.read_at(0, &mut bytes)?;
+            scan(&bytes, binding, base)
+        }
+    };
+    // Behind the seal nothing counts.
+    let damaged_at = match scan.gaps.first().filter(|gap| gap.start < end) {
+        Some(gap) => Some(gap.start),
+        None => (!scan.is_sealed || scan.end != end).then_some(scan.end),
+    };
+    Ok(damaged_at.map_or(Ok(()), Err))
 }
 
 /// Reads all of a segment's bytes.

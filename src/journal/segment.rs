@@ -11,10 +11,12 @@ use super::codec::{self, Binding, HEAD_MARK, HEADER, Kind, Meta, RecordRef, SEGM
 use super::commit::{GroupCommit, Poison};
 use super::dues::Dues;
 use super::media::{Blob, Storage};
+use super::reader;
 use super::watermark::Written;
 use crate::error::Error;
 use crate::mmap::Region;
 use crate::record::Record;
+use crate::state::Phase;
 use crate::sync::atomic::{self, AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Backoff, Mutex, thread};
 use crossbeam_utils::CachePadded;
@@ -67,8 +69,8 @@ pub(crate) struct Segment {
     /// Held while it is, and while what nothing was written to is given back.
     faulting: Mutex<()>,
     accounted: AtomicU64,
-    /// Bytes of the records that the table points to.
-    live_bytes: CachePadded<AtomicU64>,
+    /// The records that the table points to: their number in the upper half, their bytes by eight in the lower one.
+    live: CachePadded<AtomicU64>,
     end: AtomicU64,
     sealed: AtomicBool,
     /// The stream that it was taken for.
@@ -86,9 +88,13 @@ pub(crate) struct Segment {
     /// For answers: the newest reservations segment whose records these may mask; it has to go first.
     masks: AtomicU64,
     /// Where the first record starts that could not be written, and where all such do, with their lengths. Nothing may be
-    /// read there: no page may stand behind it.
-    unwritten: AtomicU64,
+    /// read there: no page may stand behind it. Zero too while each record has to be checked when it is read.
+    suspect: AtomicU64,
     all_unwritten: Mutex<BTreeMap<u64, u64>>,
+    /// Whether all records were checked since the segment was opened; not if an index stood for them.
+    checked: AtomicBool,
+    /// Where it was found damaged then.
+    damage: OnceLock<u64>,
 }
 
 impl Segment {
@@ -144,7 +150,7 @@ impl Segment {
             faulted_in: AtomicU64::new(0),
             faulting: Mutex::default(),
             accounted: AtomicU64::new(accounted),
-            live_bytes: CachePadded::default(),
+            live: CachePadded::default(),
             end: AtomicU64::new(end.unwrap_or(UNSET)),
             sealed: AtomicBool::new(end.is_some()),
             stream: OnceLock::new(),
@@ -155,9 +161,51 @@ impl Segment {
             marked: AtomicU64::new(published),
             noted: AtomicU64::new(published),
             masks: AtomicU64::new(0),
-            unwritten: AtomicU64::new(u64::MAX),
+            suspect: AtomicU64::new(u64::MAX),
             all_unwritten: Mutex::default(),
+            checked: AtomicBool::new(true),
+            damage: OnceLock::new(),
         })
+    }
+
+    /// Says that an index stood for the records of a sealed segment, of which so many are alive, with so many bytes at the most.
+    pub(crate) fn set_indexed(&self, records: u64, bytes: u64) {
+        self.live.store((records << 32) | (bytes / 8), Ordering::Relaxed);
+        self.checked.store(false, Ordering::Relaxed);
+        self.suspect.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether all records were checked since the segment was opened.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.checked.load(Ordering::Acquire)
+    }
+
+    /// Where it was found damaged.
+    pub(crate) fn damage(&self) -> Option<u64> {
+        self.damage.get().copied()
+    }
+
+    /// Checks all records of a sealed segment, so that not each has to be when it is read; nobody overwrites any meanwhile.
+    /// The inner error says where one is damaged.
+    pub(crate) fn check(&self) -> io::Result<Result<(), u64>> {
+        if self.is_checked() {
+            return Ok(Ok(()));
+        }
+        if let Some(at) = self.damage() {
+            return Ok(Err(at));
+        }
+        let end = self.published() - HEADER as u64;
+        if let Err(at) = reader::check(&*self.blob, self.binding, self.base, end)? {
+            return Ok(Err(*self.damage.get_or_init(|| at)));
+        }
+        for (lsn, record) in self.records() {
+            if record.kind().phase() == Some(Phase::Completed) {
+                self.note_deadline(lsn - self.base, record.deadline_ms());
+            }
+        }
+        self.suspect.store(u64::MAX, Ordering::Relaxed);
+        self.checked.store(true, Ordering::Release);
+        Ok(Ok(()))
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -350,7 +398,7 @@ impl Segment {
         });
         if let Err(error) = written {
             self.all_unwritten.lock().insert(start, len);
-            self.unwritten.fetch_min(start, Ordering::Relaxed);
+            self.suspect.fetch_min(start, Ordering::Relaxed);
             poison.set("write a record", &error);
         }
         if !planted!(PublishedBeforeWritten) {
@@ -481,7 +529,7 @@ impl Segment {
     pub(crate) fn record(&self, lsn: u64) -> Option<RecordRef<'_>> {
         let at = lsn.checked_sub(self.base)?;
         // Relaxed: whoever may read the record has seen it published, which was after.
-        if at >= self.unwritten.load(Ordering::Relaxed) && self.was_not_written(at) {
+        if at >= self.suspect.load(Ordering::Relaxed) && self.is_unreadable(at) {
             return None;
         }
         let at = at as usize;
@@ -490,9 +538,17 @@ impl Segment {
         RecordRef::parse(self.region.bytes(at..at + len)?)
     }
 
+    /// Whether a record could not be written, or has not been checked and is damaged.
     #[cold]
-    fn was_not_written(&self, at: u64) -> bool {
-        self.all_unwritten.lock().contains_key(&at)
+    fn is_unreadable(&self, at: u64) -> bool {
+        self.unwritten_len(at).is_some() || !self.is_checked() && !self.is_whole(at)
+    }
+
+    fn is_whole(&self, at: u64) -> bool {
+        let header = self.region.bytes(at as usize..at as usize + HEADER).and_then(|bytes| bytes.first_chunk());
+        let len = header.and_then(|header| codec::header_says(self.binding, at, header)).map(|(_, len)| len);
+        let bytes = len.and_then(|len| self.region.bytes(at as usize..(at + len) as usize));
+        bytes.is_some_and(|bytes| RecordRef::check_first(self.binding, bytes, at).is_ok())
     }
 
     /// Begins to fetch what stands behind the header of the record at an LSN, at the same time as that.
@@ -570,7 +626,7 @@ impl Segment {
     /// Counts a record of so many bytes as one that a slot points to.
     #[inline]
     pub(crate) fn add_live(&self, len: u64) {
-        self.live_bytes.fetch_add(len, Ordering::Relaxed);
+        self.live.fetch_add(one_record(len), Ordering::Relaxed);
     }
 
     /// The record at an LSN is one that no slot points to any more.
@@ -586,13 +642,21 @@ impl Segment {
     #[inline]
     pub(crate) fn sub_live_bytes(&self, len: u64) {
         // Release: who sees that nothing lives here any more sees the claim of what took its place.
-        let before = self.live_bytes.fetch_sub(len, Ordering::Release);
-        debug_assert!(before >= len, "segment {} has fewer than no live records", self.number);
+        let before = self.live.fetch_sub(one_record(len), Ordering::Release);
+        let (records, bytes) = (before >> 32, (before & u64::from(u32::MAX)) * 8);
+        debug_assert!(records > 0 && bytes >= len, "segment {} has fewer than no live records", self.number);
     }
 
-    /// Acquire pairs with the release of the last that died.
+    /// Whether the table points to no record of it.
+    pub(crate) fn is_dead(&self) -> bool {
+        // Acquire pairs with the release of the last that died.
+        self.live.load(Ordering::Acquire) >> 32 == 0
+    }
+
+    /// Bytes of the records that the table points to; after an index was read, of some more.
     pub(crate) fn live_bytes(&self) -> u64 {
-        self.live_bytes.load(Ordering::Acquire)
+        let live = self.live.load(Ordering::Acquire);
+        if live >> 32 == 0 { 0 } else { (live & u64::from(u32::MAX)) * 8 }
     }
 }
 
@@ -633,6 +697,12 @@ impl<'s> Iterator for Due<'s> {
         }
         None
     }
+}
+
+/// One record of so many bytes, as `live` counts it.
+#[inline]
+fn one_record(len: u64) -> u64 {
+    (1 << 32) | (len / 8)
 }
 
 /// Bytes of the disk that a sealed segment takes: not every file system gives the blocks of a hole back, and a process may have

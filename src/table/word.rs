@@ -38,6 +38,16 @@ impl Word {
         self == Word::EMPTY
     }
 
+    /// As [`from_raw`](Word::from_raw) reads it.
+    pub(crate) fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// A word that was kept elsewhere, whatever is in it.
+    pub(crate) fn from_raw(raw: u64) -> Self {
+        Word(raw)
+    }
+
     /// The same record in another phase.
     #[inline]
     pub(crate) fn with(self, phase: Phase) -> Self {

@@ -1030,7 +1030,7 @@ fn a_clock_set_forward_over_a_restart_is_reported_and_can_be_refused() {
     assert_eq!((store.recovery().completed, store.recovery().expired), (7, 0));
     drop(store);
     clock.advance(HOUR);
-    let store = builder.open(dir.path()).unwrap();
+    let store = builder.index(false).open(dir.path()).unwrap();
     assert_eq!((store.recovery().completed, store.recovery().expired), (0, 7));
     assert_eq!(store.recovery().interrupted, 7, "what may have happened is not forgotten by time");
     assert_eq!(store.recovery().clock_behind, Duration::ZERO);

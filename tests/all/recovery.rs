@@ -21,8 +21,10 @@ const MARK: u8 = 0x51;
 const SEAL: u8 = 0x52;
 const PAD: u8 = 0x61;
 
+/// A store without an index: all of it is read when it is opened.
 fn builder(durability: Durability) -> Builder {
     Store::builder()
+        .index(false)
         .clock(Arc::new(ManualClock::new(START_MS)))
         .background(false)
         .durability(durability)

@@ -65,6 +65,7 @@ struct Tally {
     known_limit: u64,
     refused: u64,
     foreign: u64,
+    indexed: u64,
     salvaged: u64,
     wrong: u64,
 }
@@ -108,11 +109,11 @@ fn main() -> ExitCode {
         }
     });
     bar.finish_and_clear();
-    let Tally { cases, whole, short, known_limit, refused, foreign, salvaged, wrong } =
+    let Tally { cases, whole, short, known_limit, refused, foreign, indexed, salvaged, wrong } =
         total.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!(
         "cases {cases}, refused {refused}, refused in salvage too {foreign}, whole {whole}, without what no mark vouched for {short}, \
-         known limit {known_limit}, salvaged {salvaged}, wrong {wrong}, {:.0} s",
+         known limit {known_limit}, opened by index {indexed}, salvaged {salvaged}, wrong {wrong}, {:.0} s",
         started.elapsed().as_secs_f64()
     );
     if wrong == 0 && cases > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -171,6 +172,9 @@ fn check(bench: &mut Bench<'_>, sweep: &Sweep<'_>, changes: &Changes, case: usiz
         Opened::Short { of_durable: true } => tally.known_limit += 1,
         Opened::Refused => tally.refused += 1,
     }
+    if sweep.subject.end == End::Closed && sweep.allowed != Allowed::Older {
+        tally.indexed += u64::from(bench.indexed(&damage, opened));
+    }
     if opened == Opened::Refused || case.is_multiple_of(args.salvage_every) {
         bench.salvage(&damage, opened, look);
         tally.salvaged += 1;
@@ -185,6 +189,7 @@ impl Tally {
         self.known_limit += other.known_limit;
         self.refused += other.refused;
         self.foreign += other.foreign;
+        self.indexed += other.indexed;
         self.salvaged += other.salvaged;
         self.wrong += other.wrong;
     }

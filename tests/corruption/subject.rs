@@ -83,8 +83,14 @@ pub fn builder(seed: u64) -> Builder {
         .seed(seed)
 }
 
+/// Reads all files.
 pub fn open(disk: &SimDisk, mode: RecoveryMode) -> Result<Store, Error> {
-    builder(0).recovery(mode).open_simulated(disk)
+    builder(0).index(false).recovery(mode).open_simulated(disk)
+}
+
+/// Reads what the index leaves to the journal.
+pub fn open_indexed(disk: &SimDisk) -> Result<Store, Error> {
+    builder(0).open_simulated(disk)
 }
 
 pub fn key(number: usize) -> String {

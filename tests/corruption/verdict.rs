@@ -3,10 +3,13 @@
 //! In strict mode it is refused, with the file and the offset and nothing changed, or opens with the state of every key as the whole
 //! records say, and without a record that any mark or seal which is still whole vouches for. In salvage it opens, and what
 //! it reports is lost is what was damaged: no more than the records that were, no less than those that were durable.
+//!
+//! Opened by its index, which stands for what may be damaged, it says of each key what is so or that it is damaged, and a
+//! verification finds the damage.
 
-use super::subject::{End, Files, HEAD, Is, Kind, Subject, key, open};
+use super::subject::{End, Files, HEAD, Is, Kind, Subject, key, open, open_indexed};
 use oncekey::testing::{DiskOp, SimDisk};
-use oncekey::{Durability, ErrorKind, Outcome, RecoveryMode, RecoveryReport, Request, Store};
+use oncekey::{Durability, Error, ErrorKind, Outcome, RecoveryMode, RecoveryReport, Request, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -54,7 +57,40 @@ impl<'s> Bench<'s> {
         let damage = Damage::new(self.subject, changes);
         let opened = self.strict(&damage, look);
         self.salvage(&damage, opened, look);
+        self.indexed(&damage, opened);
         opened
+    }
+
+    /// Opens it by its index, if it has one, after what strict mode said of all files; whether that was possible.
+    pub fn indexed(&mut self, damage: &Damage<'_>, strict: Opened) -> bool {
+        let disk = self.lay(damage.changes);
+        let before = writes(&disk);
+        let is_indexed = match open_indexed(&disk) {
+            Ok(store) if store.recovery().indexed > 0 => {
+                let found = store.verify();
+                let is_damaged = |error: &Error| error.kind() == ErrorKind::Corrupt && error.offset().is_some();
+                assert!(found.as_ref().err().is_none_or(is_damaged), "{found:?}");
+                assert!(
+                    strict != Opened::Refused || found.is_err(),
+                    "refused without an index, and with it nothing is found"
+                );
+                for (number, state) in self.subject.states.iter().enumerate() {
+                    look_at_damaged(&store, number, state, strict == Opened::Refused);
+                }
+                true
+            }
+            Ok(_) => {
+                assert_ne!(strict, Opened::Refused, "read without its index, and whole all the same");
+                false
+            }
+            Err(error) => {
+                assert_eq!((error.kind(), strict), (ErrorKind::Corrupt, Opened::Refused), "{error:?}");
+                assert_eq!(writes(&disk), before, "a refused store was written to");
+                false
+            }
+        };
+        self.keep(disk, damage.changes, before);
+        is_indexed
     }
 
     /// Holds it to strict mode only.
@@ -320,6 +356,35 @@ fn look(store: &Store, number: usize, state: &Is, how: Look) {
         },
         (Is::Vacant, Look::Quick) => assert!(store.get(&request).expect("a look").is_none(), "key {number} is back"),
         (Is::Answered { .. }, _) => unreachable!("looked at above"),
+    }
+}
+
+/// Looks at a key of a store of which not all was read: it is what it should be or, in one that is damaged, said to be damaged.
+fn look_at_damaged(store: &Store, number: usize, state: &Is, is_damaged: bool) {
+    let name = key(number);
+    let request = Request::new(&name).durability(Durability::Buffered);
+    let excused = |error: Error| {
+        assert!(is_damaged && error.kind() == ErrorKind::Corrupt && error.path().is_some(), "key {number}: {error:?}");
+    };
+    match store.get(&request) {
+        Ok(answer) => match (state, answer) {
+            (Is::Answered { bytes, is_failure }, Some(record)) => {
+                assert!(
+                    record.bytes() == bytes && record.is_failure() == *is_failure,
+                    "key {number} has another answer"
+                );
+            }
+            (Is::Vacant | Is::Interrupted { .. }, None) => {}
+            (_, answer) => panic!("key {number} is {state:?}, and the store says {answer:?}"),
+        },
+        Err(error) => excused(error),
+    }
+    match (store.reserve(&request.fingerprint_of(b"a payload that nobody used")), state) {
+        (Ok(Outcome::Reserved(guard)), Is::Vacant) => guard.release().expect("a release"),
+        (Ok(Outcome::Mismatch(mismatch)), Is::Interrupted { asked, .. }) => assert_eq!(mismatch.stored, *asked),
+        (Ok(Outcome::Mismatch(_)), Is::Answered { .. }) => {}
+        (Ok(outcome), _) => panic!("key {number} is {state:?}, and the store says {outcome:?}"),
+        (Err(error), _) => excused(error),
     }
 }
 

@@ -76,10 +76,10 @@ fn main() -> ExitCode {
     if failed.into_inner() {
         return ExitCode::FAILURE;
     }
-    let Tally { steps, power_cuts, deaths, cut_recoveries, damaged, refused } =
+    let Tally { steps, power_cuts, deaths, cut_recoveries, indexed, damaged, refused } =
         total.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!(
-        "seeds {}, operations {steps}, power cuts {power_cuts}, deaths and closings {deaths}, cut recoveries {cut_recoveries}, \
+        "seeds {}, operations {steps}, power cuts {power_cuts}, deaths and closings {deaths}, cut recoveries {cut_recoveries}, by index {indexed}, \
          damaged {damaged} (refused {refused}), violations 0, {:.0} s",
         args.seeds,
         started.elapsed().as_secs_f64()
@@ -150,6 +150,7 @@ impl Tally {
         self.power_cuts += other.power_cuts;
         self.deaths += other.deaths;
         self.cut_recoveries += other.cut_recoveries;
+        self.indexed += other.indexed;
         self.damaged += other.damaged;
         self.refused += other.refused;
     }

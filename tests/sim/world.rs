@@ -414,6 +414,8 @@ pub struct World {
     now_ms: u64,
     latest_ms: u64,
     collide: bool,
+    /// Whether the next store to be opened uses an index.
+    is_indexed: bool,
     keys: Vec<KeyModel>,
     guards: Vec<Guard>,
     waiters: Vec<Waiter>,
@@ -441,6 +443,8 @@ pub struct Tally {
     pub deaths: u64,
     /// Recoveries that were cut short, each followed by another.
     pub cut_recoveries: u64,
+    /// Openings that an index made shorter.
+    pub indexed: u64,
     /// Disks opened after damage at rest, and how many of them were refused.
     pub damaged: u64,
     pub refused: u64,
@@ -492,6 +496,7 @@ impl World {
             now_ms: START_MS,
             latest_ms: START_MS,
             collide,
+            is_indexed: true,
             keys: vec![KeyModel::new(); usize::from(KEYS)],
             guards: Vec::new(),
             waiters: Vec::new(),
@@ -657,6 +662,7 @@ impl World {
             .background(false)
             .durability(Durability::Buffered)
             .segment_size(SEGMENT_LEN)
+            .index(self.is_indexed)
             .seed(1);
         if self.collide {
             builder = builder.fixed_hash(0x0123_4567_89ab_cdef);
@@ -1199,6 +1205,7 @@ impl World {
         let (max_keys, max_segments) = LIMITS[(seed / 32 % 8) as usize];
         self.max_keys = max_keys;
         self.max_bytes = max_segments.map(|segments| segments * SEGMENT_LEN);
+        self.is_indexed = !(seed / 256).is_multiple_of(4);
         if seed % 8 == 5 {
             let by_ms = [5, 1_000, 100_000, 3_600_000][(seed / 8 % 4) as usize];
             self.clock.set(self.clock.now_ms() - by_ms);
@@ -1210,7 +1217,9 @@ impl World {
     fn start(&mut self, mut power_cut: bool, seed: u64, mut failing: Option<(DiskOp, u64)>) {
         let mut random = Rng::with_seed(seed);
         let mut was_cut = power_cut;
+        let mut found;
         let store = loop {
+            found = self.disk.after_process_death();
             *if was_cut { &mut self.tally.power_cuts } else { &mut self.tally.deaths } += 1;
             if let Some((op, after)) = failing {
                 self.disk.fail(op, after, io::ErrorKind::Other);
@@ -1234,11 +1243,19 @@ impl World {
         assert!(self.now_ms <= self.latest_ms, "the store is ahead of all times that there were: {report:?}");
         for model in &mut self.keys {
             model.crash(power_cut, self.latest_ms);
-            model.forget(self.now_ms);
+            // What is over and in an index is for upkeep to forget.
+            if report.indexed == 0 {
+                model.forget(self.now_ms);
+            }
         }
         assert!(report.lost.is_empty(), "no crash loses what was durable: {report:?}");
         assert_eq!(report.completed + report.interrupted, store.stats().keys);
         self.found_bytes = segment_bytes(&self.disk);
+        self.tally.indexed += u64::from(report.indexed > 0);
+        // What was over when an index was written can't come back by a clock that was set back since.
+        if report.indexed > 0 && !self.is_armed && report.clock_behind.is_zero() {
+            self.check_index(&found);
+        }
         self.store = Some(store);
         self.check_count();
         let erased = (0..KEYS).find(|key| self.keys[usize::from(*key)].is_erased);
@@ -1247,40 +1264,86 @@ impl World {
         }
     }
 
+    /// Opens the files that a store was opened with once more, twice: with its index and with all that the journal says.
+    fn check_index(&self, found: &SimDisk) {
+        found.set_capacity(None);
+        let open = |index| {
+            let store = self.builder().index(index).open_simulated(&found.after_process_death());
+            store.expect("it was opened before")
+        };
+        let (indexed, read) = (open(true), open(false));
+        assert!(indexed.recovery().indexed > 0 && read.recovery().indexed == 0);
+        indexed.verify().expect("nothing is damaged");
+        for key in 0..KEYS {
+            let [one, other] = [&indexed, &read].map(|store| look(store, key));
+            assert_eq!(one, other, "key {key} by the index, and by the journal");
+        }
+        // So that what is counted by the index is what there is.
+        for store in [&indexed, &read] {
+            while store.maintain(usize::MAX).expect("no disk fails").has_more {}
+        }
+        assert_eq!(indexed.stats().keys, read.stats().keys);
+    }
+
     /// Opens files of a closed store that were damaged at rest: exact answers, or a refusal that changes nothing.
     fn rot(&mut self, files: &SimDisk, random: &mut Rng) {
         let what = damage(files, random);
         files.set_capacity(None);
-        let before = all_bytes(files);
         self.tally.damaged += 1;
-        match self.builder().open_simulated(files) {
-            Ok(store) => self.check_damaged(&store, &what, true),
+        let is_refused = self.open_damaged(&files.after_process_death(), &what);
+        // An index may stand for what is damaged, until somebody looks there.
+        if let Ok(store) = self.builder().index(true).open_simulated(files)
+            && store.recovery().indexed > 0
+        {
+            let exactness = if is_refused { Exactness::OrCorrupt } else { Exactness::Exact };
+            let is_verified = store.verify().is_ok();
+            assert!(!is_verified || !is_refused, "{what}: refused without an index, and nothing is damaged with it");
+            self.check_damaged(&store, &what, exactness);
+        }
+    }
+
+    /// Whether it is refused to open them without an index.
+    fn open_damaged(&mut self, files: &SimDisk, what: &str) -> bool {
+        let before = all_bytes(files);
+        let builder = || self.builder().index(false);
+        match builder().open_simulated(files) {
+            Ok(store) => {
+                self.check_damaged(&store, what, Exactness::Exact);
+                false
+            }
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error:?}");
                 assert!(before == all_bytes(files), "{what}: refused, and yet files were changed");
-                self.tally.refused += 1;
                 // What is missing then is named; what is there is right.
-                match self.builder().recovery(RecoveryMode::Salvage).open_simulated(files) {
+                match builder().recovery(RecoveryMode::Salvage).open_simulated(files) {
                     Ok(store) => {
                         assert!(
                             !store.recovery().lost.is_empty(),
                             "{what}: salvage lost nothing, strict said {error:?}"
                         );
-                        self.check_damaged(&store, &what, false);
+                        self.check_damaged(&store, what, Exactness::OrMissing);
                     }
                     Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: salvage: {error:?}"),
                 }
+                self.tally.refused += 1;
+                true
             }
         }
     }
 
-    /// Compares all keys with the model; `is_exact` if none may be missing.
-    fn check_damaged(&self, store: &Store, what: &str, is_exact: bool) {
+    /// Compares all keys with the model.
+    fn check_damaged(&self, store: &Store, what: &str, exactness: Exactness) {
+        let is_exact = exactness != Exactness::OrMissing;
         for key in 0..KEYS {
             let (name, operation) = (name(key), operation(key));
             let states: Vec<State> = self.keys[usize::from(key)].states.iter().map(|s| s.at(self.now_ms)).collect();
             let request = Request::new(&name).scope(scope(key)).operation(&operation);
-            let answer = store.get(&request).unwrap_or_else(|error| panic!("{what}: key {key}: {error:?}"));
+            let may_be = |error: &Error| exactness == Exactness::OrCorrupt && error.kind() == ErrorKind::Corrupt;
+            let answer = match store.get(&request) {
+                Ok(answer) => answer,
+                Err(error) if may_be(&error) => continue,
+                Err(error) => panic!("{what}: key {key}: {error:?}"),
+            };
             let fits = |state: &State| match &answer {
                 Some(record) => state.is_answered_by(record),
                 None => !is_exact || !matches!(state, State::Completed(_)),
@@ -1305,6 +1368,37 @@ impl World {
             assert!(states.iter().any(fits), "{what}: key {key}: {outcome:?}, and can only be {states:#?}");
         }
     }
+}
+
+/// What a damaged store may say of its keys.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Exactness {
+    /// What is so.
+    Exact,
+    /// That, or that it is damaged.
+    OrCorrupt,
+    /// That, or less.
+    OrMissing,
+}
+
+/// What a store says of a key, told to whoever asks for it with one payload and another.
+fn look(store: &Store, key: u8) -> String {
+    let (name, operation) = (name(key), operation(key));
+    let request = Request::new(&name).scope(scope(key)).operation(&operation);
+    let answer = store.get(&request).expect("nothing is damaged");
+    let answer = answer.map(|record| (record.bytes().to_vec(), record.attempt(), record.expires_at()));
+    let asked = [1, 2].map(|payload| {
+        match store.reserve(&request.fingerprint(fingerprint(payload))).expect("nothing is full") {
+            Outcome::Reserved(_) => "vacant".to_owned(),
+            Outcome::Interrupted(guard) => {
+                format!("interrupted: {} {:?}", guard.attempt(), guard.last_recovery_point())
+            }
+            Outcome::Replay(record) => format!("{record:?}"),
+            Outcome::InFlight(_) => "in flight".to_owned(),
+            Outcome::Mismatch(mismatch) => format!("{:?}", mismatch.stored),
+        }
+    });
+    format!("{answer:?} {asked:?}")
 }
 
 /// The disk after a power cut that tears sectors or, as often, whole pages.

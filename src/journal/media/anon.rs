@@ -39,7 +39,7 @@ impl Storage for AnonMedia {
         Ok(())
     }
 
-    fn write_small(&self, _name: &str, _bytes: &[u8]) -> Result<()> {
+    fn write_file(&self, _name: &str, _next: &mut dyn FnMut() -> Result<Option<Vec<u8>>>) -> Result<()> {
         Ok(())
     }
 

@@ -173,16 +173,26 @@ impl Storage for FileMedia {
         self.handle.sync_all().map_err(|source| Error::io("sync the store's directory", &self.dir, source))
     }
 
-    fn write_small(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    fn write_file(&self, name: &str, next: &mut dyn FnMut() -> Result<Option<Vec<u8>>>) -> Result<()> {
         let unborn = format!("{name}.new");
         let fail = |doing| move |source| Error::io(doing, &self.path(name), source);
-        let file = create_private(&self.handle, &unborn).map_err(fail("create a file"))?;
-        file.write_all_at(bytes, 0).map_err(fail("write"))?;
-        if !planted!(RenamedBeforeSync) {
-            file.sync_all().map_err(fail("sync"))?;
-        }
-        rustix::fs::renameat(&self.handle, &unborn, &self.handle, name)
-            .map_err(|errno| fail("rename")(errno.into()))?;
+        let mut write = || {
+            let file = create_private(&self.handle, &unborn).map_err(fail("create a file"))?;
+            let mut at = 0;
+            while let Some(part) = next()? {
+                write_limited(&file, at, &part).map_err(fail("write"))?;
+                at += part.len() as u64;
+            }
+            if !planted!(RenamedBeforeSync) {
+                file.sync_all().map_err(fail("sync"))?;
+            }
+            rustix::fs::renameat(&self.handle, &unborn, &self.handle, name)
+                .map_err(|errno| fail("rename")(errno.into()))
+        };
+        // The error to report is the first one.
+        write().inspect_err(|_| {
+            remove(&self.handle, &unborn).ok();
+        })?;
         self.sync_names()
     }
 
@@ -238,11 +248,8 @@ impl Blob for FileBlob {
     }
 
     fn overwrite(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        // It may have fallen since the segment was opened.
-        if file_size_limit().is_some_and(|limit| limit < at + bytes.len() as u64) {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.file.write_all_at(bytes, at)
+        // The limit may have fallen since the segment was opened.
+        write_limited(&self.file, at, bytes)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -366,6 +373,14 @@ fn rename_new(dir: &File, from: &str, to: &str) -> io::Result<()> {
         },
         answer => Ok(answer?),
     }
+}
+
+/// Writes, but not beyond the process's limit: that would kill it by SIGXFSZ.
+fn write_limited(file: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
+    if file_size_limit().is_some_and(|limit| limit < at + bytes.len() as u64) {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    file.write_all_at(bytes, at)
 }
 
 fn file_size_limit() -> Option<u64> {

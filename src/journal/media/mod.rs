@@ -55,8 +55,14 @@ pub(crate) trait Storage: Debug + Send + Sync {
 
     fn sync_names(&self) -> Result<()>;
 
+    /// Durably replaces a file, whole or not at all, by parts that are asked for until there are no more.
+    fn write_file(&self, name: &str, next: &mut dyn FnMut() -> Result<Option<Vec<u8>>>) -> Result<()>;
+
     /// Durably replaces a small file, whole or not at all.
-    fn write_small(&self, name: &str, bytes: &[u8]) -> Result<()>;
+    fn write_small(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut bytes = Some(bytes.to_vec());
+        self.write_file(name, &mut || Ok(bytes.take()))
+    }
 
     /// Reads a small file, at most `limit` bytes of it; `None` if it doesn't exist.
     fn read_small(&self, name: &str, limit: usize) -> Result<Option<Vec<u8>>>;

@@ -339,8 +339,12 @@ impl Storage for SimStorage {
         Ok(())
     }
 
-    fn write_small(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.insert(name, bytes.to_vec())?;
+    fn write_file(&self, name: &str, next: &mut dyn FnMut() -> Result<Option<Vec<u8>>>) -> Result<()> {
+        let mut contents = Vec::new();
+        while let Some(part) = next()? {
+            contents.extend(part);
+        }
+        self.insert(name, contents)?;
         self.sync_names()
     }
 
