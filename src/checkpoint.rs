@@ -15,9 +15,9 @@
 use crate::erase::Space;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
-use crate::journal::SegmentMap;
 use crate::journal::index::{Chunk, Covered, Directory, Holds, INDEX_NAME, put_entry};
 use crate::journal::segment::Segment;
+use crate::journal::{SegmentMap, Stream};
 use crate::state::Phase;
 use crate::store::Engine;
 use crate::sync::{self, Mutex};
@@ -49,20 +49,24 @@ impl Engine {
     /// Writes an index if there is enough that the last one does not cover: at least a third of all, so that a store that grows
     /// writes each key's entry some three times. One that mostly covers what is gone is dropped.
     pub(crate) fn tend_index(&self, space: &Space) -> Result<()> {
-        let coverable = self.journal.coverable();
+        let sealed: Vec<_> = self.all_segments().into_iter().filter(|segment| segment.is_sealed()).collect();
+        let more = self.more_to_spare(&sealed);
         {
             let mut spared = self.checkpoints.spared.lock();
-            let left = coverable.iter().filter(|segment| spared.contains(&segment.number())).count();
-            if left * 2 < spared.len() {
+            if (sealed.len() - more) * 2 < spared.len() {
                 spared.clear();
                 self.journal.drop_index()?;
             }
         }
-        let more = self.more_to_spare(&coverable);
-        if more < WORTHWHILE || more * 3 < coverable.len() {
+        if more < WORTHWHILE || more * 3 < sealed.len() || !self.checkpoints.is_wanted {
             return Ok(());
         }
-        match self.write_index(space, coverable) {
+        if self.journal.coverable().len() < sealed.len() {
+            // X1: of long answers there are many segments to one of reservations.
+            self.journal.cut(Stream::RESERVATIONS)?;
+            while self.journal.seal_one()? {}
+        }
+        match self.write_index(space, self.journal.coverable()) {
             Err(error) if error.kind() != ErrorKind::Poisoned => {
                 self.upkeep.count_failure();
                 Ok(())
@@ -80,9 +84,10 @@ impl Engine {
         }
     }
 
-    fn more_to_spare(&self, coverable: &[Arc<Segment>]) -> usize {
+    /// How many of these segments the last index does not cover.
+    fn more_to_spare(&self, segments: &[Arc<Segment>]) -> usize {
         let spared = self.checkpoints.spared.lock();
-        coverable.iter().filter(|segment| !spared.contains(&segment.number())).count()
+        segments.iter().filter(|segment| !spared.contains(&segment.number())).count()
     }
 
     fn write_index(&self, space: &Space, covered: Vec<Arc<Segment>>) -> Result<()> {

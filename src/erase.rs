@@ -151,7 +151,7 @@ impl Engine {
         }
     }
 
-    fn all_segments(&self) -> Vec<Arc<Segment>> {
+    pub(crate) fn all_segments(&self) -> Vec<Arc<Segment>> {
         self.journal.segments().iter().cloned().collect()
     }
 

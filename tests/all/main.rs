@@ -7,6 +7,7 @@ mod corruption;
 mod erasure;
 mod expiry;
 mod golden;
+mod index;
 mod memory;
 mod model;
 mod processes;

@@ -20,7 +20,9 @@ pub fn catcher(bug: Bug) -> Rig {
         | SealedBeforeSync | FileBeforeList | ListNotSynced | ListCopiedBeforeSync | HeaderNotVoided
         | CopyNotCounted | PromiseForgotten | ReleaseDroppedEarly | AnswerDroppedEarly | ErasureNotSynced
         | ReleaseNotErased | HashTrusted | FenceUnchecked | ExpiredReturned | ExpiresLate | DeadlineWraps
-        | PointsNotNumbered | KeyNotUncounted | ReleaseKeepsKey | WaiterNotWoken | CloseWakesNobody => Rig::Sim,
+        | PointsNotNumbered | KeyNotUncounted | ReleaseKeepsKey | WaiterNotWoken | CloseWakesNobody | IndexKept => {
+            Rig::Sim
+        }
         PublishedBeforeWritten | LockDropped | LeaderNotWoken => Rig::Linear,
         HoleAcknowledged => Rig::Kills,
         KeyErasedTwice => Rig::Tests("erasure::an_answer_stored"),
@@ -29,6 +31,9 @@ pub fn catcher(bug: Bug) -> Rig {
         PromiseNotInherited => Rig::Tests("space::a_key_whose_copy"),
         CopyNotSynced => Rig::Tests("space::a_segment_that_dies"),
         StrayKept => Rig::Tests("erasure::a_key_used_anew"),
+        IndexBeforeSync => Rig::Tests("index::no_power_cut"),
+        VerdictNotAwaited => Rig::Tests("index::answers_acknowledged"),
+        MasksIgnored => Rig::Tests("index::an_answer_that_is_over"),
     }
 }
 
