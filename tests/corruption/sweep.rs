@@ -97,6 +97,8 @@ pub fn all<'s>(subject: &'s Subject, other: &Subject, name: &str) -> Vec<Sweep<'
         for (what, how, count) in hows {
             let name = format!("{name}/{file}/{what}");
             let allowed = match how {
+                // Nothing depends on it.
+                _ if file == "INDEX" => Allowed::Exact,
                 How::Cut => Allowed::Refusal,
                 // What stands behind the header of this file is not looked at.
                 How::Extend if file != "STORE" => Allowed::Refusal,
@@ -164,9 +166,11 @@ fn foreign(subject: &Subject, other: &Files) -> Vec<Changes> {
     cases
 }
 
-/// Another store's records behind the right header, and its list.
+/// Another store's records behind the right header, its list, and its index or none.
 fn foreign_records(subject: &Subject, other: &Subject) -> Vec<Changes> {
     let mut cases = vec![Changes::from([("SEGMENTS".to_owned(), Some(other.files["SEGMENTS"].to_vec()))])];
+    cases.extend(other.files.get("INDEX").map(|index| Changes::from([("INDEX".to_owned(), Some(index.to_vec()))])));
+    cases.push(Changes::from([("INDEX".to_owned(), None)]));
     for place in subject.segments() {
         for theirs in other.segments() {
             let grafts = [64, 4096].map(|head| [&subject.files[place][..head], &other.files[theirs][head..]].concat());

@@ -1352,6 +1352,7 @@ impl World {
             let Some(asked) = states.iter().find_map(State::fingerprint) else { continue };
             let outcome = match store.reserve(&request.fingerprint(asked)) {
                 Ok(outcome) => outcome,
+                Err(error) if may_be(&error) => continue,
                 Err(error) => panic!("{what}: key {key}: {error:?}"),
             };
             let fits = |state: &State| match &outcome {
