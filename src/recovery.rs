@@ -53,6 +53,7 @@ use crate::sync::Mutex;
 use crate::table::{Shards, Slot, Word, capacity_for, tag_of};
 use crate::wheel::TimerId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -245,9 +246,11 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
     for number in &doomed {
         storage.remove(&segment_name(*number))?;
     }
-    let mut segments = Vec::new();
+    let (mut segments, mut endings) = (Vec::new(), Vec::new());
     for (segment, repair) in kept {
-        segments.push(mend(&storage, store_id, segment, repair, &mut report)?);
+        let (segment, ending) = mend(&storage, store_id, segment, repair, &mut report)?;
+        endings.extend(ending.map(|ending| (Arc::clone(&segment), ending)));
+        segments.push(segment);
     }
     storage.sync_names()?;
     if let Some(list) = list.as_mut().filter(|_| index.is_none()) {
@@ -259,7 +262,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
         segment.set_masks(newest_reservations.unwrap_or(0));
     }
     let options = Options { store_id, segment_len, max_bytes: plan.max_bytes, persistent: plan.persistent };
-    let journal = Journal::new(storage, options, list, &segments, blank, upto + 1)?;
+    let mut journal = Journal::new(storage, options, list, &segments, blank, upto + 1)?;
     for Live { number, records, most_bytes } in &live {
         if let Some(segment) = segments.iter().find(|segment| segment.number() == *number) {
             segment.set_indexed(*records, *most_bytes);
@@ -272,9 +275,18 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
     let hasher = index.as_ref().map_or(&plan.hasher, |index| &index.hasher).clone();
     let replay = Replay { journal: &journal, shards: &shards, hasher: &hasher, now_ms };
     // Of a key's reservations and releases in order, by whoever has its shard.
-    let mut shares = in_shares(plan.threads.min(reservations.len()), |share| replay.run(&reservations, share));
-    shares.extend(in_shares(plan.threads.min(answers.len()), |share| replay.run(&share.part(&answers), Share::ALL)));
-    let mut strays = shares.into_iter().collect::<Result<Vec<_>>>()?.concat();
+    let replay = || {
+        let mut shares = in_shares(plan.threads.min(reservations.len()), |share| replay.run(&reservations, share));
+        shares
+            .extend(in_shares(plan.threads.min(answers.len()), |share| replay.run(&share.part(&answers), Share::ALL)));
+        shares.into_iter().collect::<Result<Vec<_>>>()
+    };
+    // One waits for the disk most of the time.
+    let end_all = || endings.iter().try_for_each(|(segment, ending)| ending.seal(&journal, segment));
+    let (ended, strays) = side_by_side(plan.threads > 1, end_all, replay);
+    ended?;
+    let mut strays = strays?.concat();
+    journal.count_again();
     strays.sort_unstable();
     let keys = finish(&journal, &shards, &mut report)?;
     report.elapsed = started.elapsed();
@@ -676,6 +688,20 @@ impl Share {
     }
 }
 
+/// Does one thing in a thread of its own, if one is wanted and can be started, and the other here.
+fn side_by_side<A: Send, B>(in_thread: bool, one: impl Fn() -> A + Sync, other: impl FnOnce() -> B) -> (A, B) {
+    thread::scope(|scope| {
+        let started = in_thread.then(|| thread::Builder::new().spawn_scoped(scope, &one)).and_then(Result::ok);
+        match started {
+            None => (one(), other()),
+            Some(thread) => {
+                let other = other();
+                (thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
+            }
+        }
+    })
+}
+
 /// Does the shares of some work side by side, as far as threads can be started; at least one.
 fn in_shares<T: Send>(count: usize, work: impl Fn(Share) -> T + Sync) -> Vec<T> {
     if count <= 1 {
@@ -872,21 +898,29 @@ fn behind_torn_scrubs(gap: &Gap, is_tail: bool, base: u64, targets: &[Target]) -
     at
 }
 
-/// Writes what `classify` decided, and hands the segment over, sealed, with whether it holds reservations.
+/// What is left to make a segment durable and sealed.
+struct Ending {
+    end: u64,
+    /// Where that begins which isn't known to be durable, if the segment wasn't sealed.
+    unsynced: Option<Range<u64>>,
+    /// Whether anything was written since it was found.
+    is_dirty: bool,
+    /// Whether the head has to be written.
+    is_head_due: bool,
+}
+
+/// Writes what `classify` decided, and hands the segment over; it takes no more records, and is sealed by what is left to do.
 fn mend(
     storage: &Arc<dyn Storage>,
     store_id: [u8; 16],
     segment: Found,
     repair: Repair,
     report: &mut RecoveryReport,
-) -> Result<Arc<Segment>> {
+) -> Result<(Arc<Segment>, Option<Ending>)> {
     let segment = if segment.has_to_be_rebuilt { rebuild(&**storage, store_id, segment)? } else { segment };
     let Found { number, base, binding, blob, scan, .. } = segment;
     let path = storage.path(&segment_name(number));
     let fail = |source| Error::io("repair a segment", &path, source);
-    if !scan.is_sealed && !planted!(UnsyncedAccepted) {
-        rewrite_unsynced(&*blob, &scan).map_err(fail)?;
-    }
     let mut end = scan.end;
     let mut is_dirty = !scan.is_sealed || !repair.pads.is_empty();
     for gap in &repair.pads {
@@ -914,25 +948,10 @@ fn mend(
         // A torn one at the very end did not count as readable; it is whole now.
         end = end.max(at + target.len);
     }
-    if is_dirty && !planted!(SealedBeforeSync) {
-        // All that is accepted has to be durable before a seal says so.
-        blob.sync().map_err(fail)?;
-    }
-    let mark = |offset| encode_mark(binding, offset, Kind::Seal, base + end);
-    if !scan.is_sealed {
-        blob.overwrite(end, &mark(end)).map_err(fail)?;
-    }
     // A head that says more than was left to salvage would have the segment refused for ever after.
-    if !scan.is_sealed || !scan.head_is_sealed && !planted!(HeadSealNotRepeated) || scan.durable > end {
-        let mut head = mark(HEAD_MARK);
-        // One of the first builds may say more than is left to salvage.
-        head.resize(OLD_HEAD_MARK as usize + HEADER - HEAD_MARK as usize, 0);
-        blob.overwrite(HEAD_MARK, &head).map_err(fail)?;
-        blob.sync().map_err(fail)?;
-    }
-    if !scan.is_sealed {
-        blob.punch(end + HEADER as u64, blob.len()).map_err(fail)?;
-    }
+    let is_head_due = !scan.is_sealed || !scan.head_is_sealed && !planted!(HeadSealNotRepeated) || scan.durable > end;
+    let unsynced = (!scan.is_sealed).then(|| scan.durable.clamp(SEGMENT_HEAD, scan.end)..scan.end);
+    let ending = (is_dirty || is_head_due).then_some(Ending { end, unsynced, is_dirty, is_head_due });
     let sealed = Segment::sealed(number, base, binding, Arc::clone(storage), blob, end)
         .map_err(|source| Error::io("map", &path, source))?;
     if scan.has_reservations {
@@ -940,18 +959,43 @@ fn mend(
     } else if scan.answers == 0 {
         sealed.set_stream(Stream::NOTES);
     }
-    Ok(Arc::new(sealed))
+    Ok((Arc::new(sealed), ending))
 }
 
-/// Writes what isn't known to be durable once more, as it is.
-///
-/// A sync that failed before this process, or before the machine's page cache was asked again, may have left pages that are
-/// marked clean and were never written. The next sync would pass over them, and the seal would vouch for them.
-fn rewrite_unsynced(blob: &dyn Blob, scan: &Scan) -> std::io::Result<()> {
-    let from = scan.durable.clamp(SEGMENT_HEAD, scan.end);
-    let mut bytes = vec![0; (scan.end - from) as usize];
-    blob.read_at(from, &mut bytes)?;
-    blob.overwrite(from, &bytes)
+impl Ending {
+    fn seal(&self, journal: &Journal, segment: &Segment) -> Result<()> {
+        self.write(segment).map_err(|source| Error::io("repair a segment", &journal.path_of(segment.base()), source))
+    }
+
+    fn write(&self, segment: &Segment) -> std::io::Result<()> {
+        let blob = segment.blob();
+        if let Some(unsynced) = self.unsynced.clone().filter(|_| !planted!(UnsyncedAccepted)) {
+            // A sync that failed before this process, or before the machine's page cache was asked again, may have left pages that
+            // are marked clean and were never written. The next sync would pass over them, and the seal would vouch for them.
+            let mut bytes = vec![0; (unsynced.end - unsynced.start) as usize];
+            blob.read_at(unsynced.start, &mut bytes)?;
+            blob.overwrite(unsynced.start, &bytes)?;
+        }
+        if self.is_dirty && !planted!(SealedBeforeSync) {
+            // All that is accepted has to be durable before a seal says so.
+            blob.sync()?;
+        }
+        let mark = |offset| encode_mark(segment.binding(), offset, Kind::Seal, segment.base() + self.end);
+        if self.unsynced.is_some() {
+            blob.overwrite(self.end, &mark(self.end))?;
+        }
+        if self.is_head_due {
+            let mut head = mark(HEAD_MARK);
+            // One of the first builds may say more than is left to salvage.
+            head.resize(OLD_HEAD_MARK as usize + HEADER - HEAD_MARK as usize, 0);
+            blob.overwrite(HEAD_MARK, &head)?;
+            blob.sync()?;
+        }
+        if self.unsynced.is_some() {
+            segment.give_rest_back()?;
+        }
+        Ok(())
+    }
 }
 
 /// Replaces a file whose length or header is wrong by one with the same records.
@@ -997,7 +1041,7 @@ impl Replay<'_> {
         for segment in segments {
             let mut read_to = segment.first_lsn();
             let mut told = Vec::with_capacity(TOGETHER);
-            for (lsn, record) in segment.records() {
+            for (lsn, record) in segment.records_before_end() {
                 read_to = lsn + record.len();
                 let Some(phase) = record.kind().phase() else { continue };
                 if planted!(ReleaseForgotten) && phase == Phase::Released {
@@ -1017,7 +1061,7 @@ impl Replay<'_> {
                 }
             }
             self.take_in(segment, &mut told, &mut strays)?;
-            if read_to != segment.base() + segment.published() {
+            if Some(read_to - segment.base()) != segment.end() {
                 let offset = read_to - segment.base();
                 let path = self.journal.path_of(segment.base());
                 return Err(Error::corrupt(&path, offset, "the segment's records stop short of its end"));

@@ -204,9 +204,7 @@ impl Journal {
     ) -> Result<Self> {
         let full = Arc::new(full_segment()?);
         let head = || StreamHead { active: ArcSwap::from(Arc::clone(&full)), turn: Mutex::default() };
-        let sealed_bytes: u64 = segments.iter().map(|segment| segment.accounted_bytes()).sum();
-        let used_bytes = sealed_bytes + blank.map_or(0, |_| options.segment_len);
-        Ok(Journal {
+        let mut journal = Journal {
             storage,
             options,
             list: list.map(Mutex::new),
@@ -217,8 +215,8 @@ impl Journal {
             spares: Mutex::default(),
             blank: AtomicU64::new(blank.unwrap_or(0)),
             next_number: Mutex::new(next_number),
-            used_bytes: AtomicU64::new(used_bytes),
-            opened_bytes: used_bytes,
+            used_bytes: AtomicU64::new(0),
+            opened_bytes: 0,
             has_dirty_names: AtomicBool::new(false),
             // One for each of the two streams that every operation writes to.
             wanted_spares: AtomicUsize::new(2),
@@ -229,11 +227,20 @@ impl Journal {
             memory_bell: Bell::default(),
             seal_bell: Bell::default(),
             syncs: AtomicU64::new(0),
-        })
+        };
+        journal.count_again();
+        Ok(journal)
     }
 
     pub(crate) fn segment_len(&self) -> u64 {
         self.options.segment_len
+    }
+
+    /// Counts anew what all segments take up, some of which gave something back, before anybody else has the journal.
+    pub(crate) fn count_again(&mut self) {
+        let blank = if self.has_blank() { self.options.segment_len } else { 0 };
+        self.opened_bytes = self.map.load().iter().map(|segment| segment.accounted_bytes()).sum::<u64>() + blank;
+        self.used_bytes = AtomicU64::new(self.opened_bytes);
     }
 
     /// Syncs that callers waited for.

@@ -94,6 +94,8 @@ pub(crate) fn scan_in_pieces(
     piece: &mut Vec<u8>,
 ) -> io::Result<Option<Scan>> {
     let len = blob.len();
+    // Before anything is read, and ahead of that more.
+    let data_end = blob.data_end()?;
     let read = |from: u64, piece: &mut Vec<u8>| {
         piece.resize(PIECE.min(len - from) as usize, 0);
         blob.read_at(from, piece)
@@ -111,6 +113,9 @@ pub(crate) fn scan_in_pieces(
                 return Ok(None);
             }
             at += rest.len() as u64;
+        } else if has_ended && at >= data_end {
+            // Most of a spare was never written.
+            return Ok(Some(scan));
         } else if let Ok(record) = RecordRef::check_first(binding, rest, at) {
             scan.note(&record, at, base);
             at += record.len();

@@ -516,12 +516,18 @@ impl Segment {
         let sealed_end = end + HEADER as u64;
         self.commit.wait(sealed_end, poison, || self.published(), || self.sync())?;
         self.sealed.store(true, Ordering::Release);
-        // Or a fault could take the blocks once more.
-        let _faulting = self.faulting.lock();
-        // The tail is empty; whether its blocks come back decides nothing but what the segment counts for.
-        self.blob.punch(sealed_end, self.len).ok();
-        self.accounted.store(kept_bytes(&*self.blob), Ordering::Relaxed);
+        // Whether blocks come back decides nothing but what the segment counts for.
+        self.give_rest_back().ok();
         Ok(())
+    }
+
+    /// Gives the blocks behind the seal back.
+    pub(crate) fn give_rest_back(&self) -> io::Result<()> {
+        // Or a fault could take them once more.
+        let _faulting = self.faulting.lock();
+        let given = self.blob.punch(self.published(), self.len);
+        self.accounted.store(kept_bytes(&*self.blob), Ordering::Relaxed);
+        given
     }
 
     /// The record at an LSN of this segment, which the caller knows to be published.
@@ -565,10 +571,18 @@ impl Segment {
 
     /// The published records from the one at an LSN on.
     pub(crate) fn records_from(&self, lsn: u64) -> impl Iterator<Item = (u64, RecordRef<'_>)> {
-        let published = self.published();
+        self.records_between(lsn, self.published())
+    }
+
+    /// The records of a segment that takes no more, but for its seal, which may still be written.
+    pub(crate) fn records_before_end(&self) -> impl Iterator<Item = (u64, RecordRef<'_>)> {
+        self.records_between(self.first_lsn(), self.end().unwrap_or(0))
+    }
+
+    fn records_between(&self, lsn: u64, end: u64) -> impl Iterator<Item = (u64, RecordRef<'_>)> {
         let mut at = lsn - self.base;
         std::iter::from_fn(move || {
-            if at >= published {
+            if at >= end {
                 return None;
             }
             let lsn = self.base + at;

@@ -7,7 +7,7 @@ use super::{Blob, Media, Region, Storage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mmap::ForkMark;
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, SeekFrom};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::fs::{DirBuilder, File, Permissions};
@@ -28,6 +28,7 @@ pub(crate) struct FileMedia {
     /// Held while the directory is synced: of two that overlap btrfs may let the second return too early.
     syncing: Mutex<()>,
     mapped_writes: bool,
+    knows_holes: bool,
     /// Blocks are zero-filled ahead in single pages, so that a sync writes no more than what was stored.
     zero_fill: bool,
     _lock: DirLock,
@@ -48,9 +49,10 @@ impl FileMedia {
         };
         Ok(FileMedia {
             dir: dir.to_owned(),
-            handle,
             syncing: Mutex::default(),
             mapped_writes,
+            knows_holes: knows_holes(dir, &handle)?,
+            handle,
             zero_fill: for_syncs,
             _lock: lock,
         })
@@ -80,11 +82,12 @@ impl FileMedia {
                 region: Some(Arc::new(region)),
                 write_through: false,
                 faults_ahead: false,
+                knows_holes: false,
             });
         }
         let region = Region::writable(&file, self.zero_fill).map_err(fail("map a segment"))?;
         let region = Some(Arc::new(region));
-        Ok(FileBlob { file, len, region, write_through: true, faults_ahead: !self.zero_fill })
+        Ok(FileBlob { file, len, region, write_through: true, faults_ahead: !self.zero_fill, knows_holes: false })
     }
 
     /// Makes sure that no later store into the file has to find space for it.
@@ -161,7 +164,8 @@ impl Storage for FileMedia {
         let file = open_regular(&self.handle, name, OFlags::RDWR).map_err(fail)?;
         let len = file.metadata().map_err(fail)?.len();
         check_file_size_limit(&path, len)?;
-        Ok(Arc::new(FileBlob { file, len, region: None, write_through: false, faults_ahead: false }))
+        let knows_holes = self.knows_holes;
+        Ok(Arc::new(FileBlob { file, len, region: None, write_through: false, faults_ahead: false, knows_holes }))
     }
 
     fn remove(&self, name: &str) -> Result<()> {
@@ -222,6 +226,8 @@ struct FileBlob {
     write_through: bool,
     /// Not where a sync is to write no more than was stored: a write fault dirties its page.
     faults_ahead: bool,
+    /// Whether the file system can be asked where nothing was ever written.
+    knows_holes: bool,
 }
 
 impl Blob for FileBlob {
@@ -231,6 +237,20 @@ impl Blob for FileBlob {
 
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buf, at)
+    }
+
+    fn data_end(&self) -> io::Result<u64> {
+        let mut at = 0;
+        // Segments have one or two stretches that were written.
+        for _ in 0..if self.knows_holes { 8 } else { 0 } {
+            let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(at))?;
+            match rustix::fs::seek(&self.file, SeekFrom::Data(hole)) {
+                Ok(next) => at = next,
+                Err(Errno::NXIO) => return Ok(hole),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(self.len)
     }
 
     #[inline]
@@ -399,6 +419,20 @@ fn check_file_size_limit(path: &Path, len: u64) -> Result<()> {
     }
 }
 
+/// The file system's magic number.
+fn file_system(dir: &Path, handle: &File) -> Result<i64> {
+    let found = rustix::fs::fstatfs(handle);
+    let found = found.map_err(|errno| Error::io("probe the file system of", dir, errno.into()))?;
+    Ok(found.f_type & 0xffff_ffff)
+}
+
+/// Whether `SEEK_DATA` can be relied on: it counts pages in memory as data on these, whether they were written back or not.
+fn knows_holes(dir: &Path, handle: &File) -> Result<bool> {
+    const EXT: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    Ok([EXT, XFS].contains(&file_system(dir, handle)?))
+}
+
 /// Whether storing into allocated blocks can't run out of space later.
 ///
 /// Where a file can be cloned, its blocks can come to be shared, and a store through the mapping then has to allocate.
@@ -413,8 +447,7 @@ fn overwrites_in_place(dir: &Path, handle: &File) -> Result<bool> {
     const ZFS: i64 = 0x2fc1_2fc1;
     const BCACHEFS: i64 = 0xca45_1a4e;
     let fail = |source: io::Error| Error::io("probe the file system of", dir, source);
-    let kind = rustix::fs::fstatfs(handle).map_err(|errno| fail(errno.into()))?.f_type;
-    if [BTRFS, OVERLAY, NFS, FUSE, SMB2, NINE_P, ZFS, BCACHEFS].contains(&(kind & 0xffff_ffff)) {
+    if [BTRFS, OVERLAY, NFS, FUSE, SMB2, NINE_P, ZFS, BCACHEFS].contains(&file_system(dir, handle)?) {
         return Ok(false);
     }
     let probes = ["probe-a.new", "probe-b.new"];

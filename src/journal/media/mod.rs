@@ -78,6 +78,11 @@ pub(crate) trait Blob: Debug + Send + Sync {
     /// Fills `buf` from `at` on, with reads that can fail and not through the mapping.
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()>;
 
+    /// From where on there is nothing but zeros, as far as that is known without reading.
+    fn data_end(&self) -> io::Result<u64> {
+        Ok(self.len())
+    }
+
     /// Writes the parts one after the other into a claimed range.
     fn append(&self, at: u64, parts: &[&[u8]]) -> io::Result<()>;
 
