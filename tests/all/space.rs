@@ -156,7 +156,8 @@ fn small_survivors_do_not_keep_the_space_of_large_neighbours() {
     clock.advance(30 * DAY);
     maintain(&store);
     let used = disk(dir.path());
-    assert!(used <= 2 * live + BESIDE, "{used} bytes for {live}");
+    // Two segments in use, two ahead, and one that sealed ones may take beyond twice what lives in them.
+    assert!(used <= 2 * live + BESIDE + SEGMENT, "{used} bytes for {live}");
     assert_eq!(store.stats().keys, 400);
     store.verify().unwrap();
 }
