@@ -175,6 +175,12 @@ impl Found {
     fn is_spare(&self) -> bool {
         self.scan.is_blank() && self.scan.durable == SEGMENT_HEAD && !self.has_to_be_rebuilt
     }
+
+    /// Its records that aren't known to be durable, if it was in use.
+    fn unsynced(&self) -> Option<Range<u64>> {
+        let Scan { durable, end, is_sealed, .. } = self.scan;
+        (!is_sealed).then(|| durable.clamp(SEGMENT_HEAD, end)..end)
+    }
 }
 
 pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery> {
@@ -245,6 +251,16 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
     let mut list = if plan.persistent { Some(enlist(&storage, &identity, list, wanted)?) } else { None };
     for number in &doomed {
         storage.remove(&segment_name(*number))?;
+    }
+    if kept.iter().any(|(_, repair)| !repair.scrubs.is_empty()) {
+        // Or a power cut could leave a record half overwritten, and not the note of that: the note's own sync may have failed.
+        for (segment, _) in kept.iter().filter(|(segment, _)| !segment.scan.targets.is_empty()) {
+            let written = segment.unsynced().map_or(Ok(()), |unsynced| rewrite(&*segment.blob, unsynced));
+            let path = storage.path(&segment_name(segment.number));
+            written
+                .and_then(|()| segment.blob.sync())
+                .map_err(|source| Error::io("repair a segment", &path, source))?;
+        }
     }
     let (mut segments, mut endings) = (Vec::new(), Vec::new());
     for (segment, repair) in kept {
@@ -918,6 +934,7 @@ fn mend(
     report: &mut RecoveryReport,
 ) -> Result<(Arc<Segment>, Option<Ending>)> {
     let segment = if segment.has_to_be_rebuilt { rebuild(&**storage, store_id, segment)? } else { segment };
+    let unsynced = segment.unsynced();
     let Found { number, base, binding, blob, scan, .. } = segment;
     let path = storage.path(&segment_name(number));
     let fail = |source| Error::io("repair a segment", &path, source);
@@ -950,7 +967,6 @@ fn mend(
     }
     // A head that says more than was left to salvage would have the segment refused for ever after.
     let is_head_due = !scan.is_sealed || !scan.head_is_sealed && !planted!(HeadSealNotRepeated) || scan.durable > end;
-    let unsynced = (!scan.is_sealed).then(|| scan.durable.clamp(SEGMENT_HEAD, scan.end)..scan.end);
     let ending = (is_dirty || is_head_due).then_some(Ending { end, unsynced, is_dirty, is_head_due });
     let sealed = Segment::sealed(number, base, binding, Arc::clone(storage), blob, end)
         .map_err(|source| Error::io("map", &path, source))?;
@@ -970,11 +986,7 @@ impl Ending {
     fn write(&self, segment: &Segment) -> std::io::Result<()> {
         let blob = segment.blob();
         if let Some(unsynced) = self.unsynced.clone().filter(|_| !planted!(UnsyncedAccepted)) {
-            // A sync that failed before this process, or before the machine's page cache was asked again, may have left pages that
-            // are marked clean and were never written. The next sync would pass over them, and the seal would vouch for them.
-            let mut bytes = vec![0; (unsynced.end - unsynced.start) as usize];
-            blob.read_at(unsynced.start, &mut bytes)?;
-            blob.overwrite(unsynced.start, &bytes)?;
+            rewrite(blob, unsynced)?;
         }
         if self.is_dirty && !planted!(SealedBeforeSync) {
             // All that is accepted has to be durable before a seal says so.
@@ -996,6 +1008,16 @@ impl Ending {
         }
         Ok(())
     }
+}
+
+/// Writes what isn't known to be durable once more, as it is.
+///
+/// A sync that failed before this process, or before the machine's page cache was asked again, may have left pages that are
+/// marked clean and were never written. The next sync would pass over them, and the seal would vouch for them.
+fn rewrite(blob: &dyn Blob, unsynced: Range<u64>) -> std::io::Result<()> {
+    let mut bytes = vec![0; (unsynced.end - unsynced.start) as usize];
+    blob.read_at(unsynced.start, &mut bytes)?;
+    blob.overwrite(unsynced.start, &bytes)
 }
 
 /// Replaces a file whose length or header is wrong by one with the same records.
