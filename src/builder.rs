@@ -334,7 +334,7 @@ impl Builder {
             closed: AtomicBool::new(false),
             fork,
             upkeep: crate::maintain::Upkeep::default(),
-            checkpoints: Checkpoints::new(self.index, spared),
+            checkpoints: Checkpoints::new(self.index && persistent, spared),
         };
         Store::start(engine, self.background)
     }

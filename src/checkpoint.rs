@@ -15,12 +15,13 @@
 use crate::erase::Space;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
-use crate::journal::index::{Chunk, Covered, Directory, Holds, INDEX_NAME, put_entry};
+use crate::journal::index::{Chunk, Covered, Directory, Holds, put_entry};
 use crate::journal::segment::Segment;
 use crate::journal::{SegmentMap, Stream};
 use crate::state::Phase;
 use crate::store::Engine;
 use crate::sync::{self, Mutex};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,42 +32,55 @@ const WORTHWHILE: usize = 4;
 const PAUSE: Duration = Duration::from_millis(1);
 const PATIENCE: usize = 1000;
 
-/// Whether indexes are written, and which segments the last one was to spare the next opening.
+/// Whether indexes are written, and which segments the last one covers.
 #[derive(Debug)]
 pub(crate) struct Checkpoints {
     is_wanted: bool,
-    spared: Mutex<BTreeSet<u64>>,
+    spared: Mutex<Spared>,
+}
+
+/// Numbers of segments that the next opening need not read.
+#[derive(Debug, Default)]
+struct Spared {
+    by_index: BTreeSet<u64>,
+    /// Those for which writing one failed: that is not tried again for them alone.
+    in_vain: BTreeSet<u64>,
 }
 
 impl Checkpoints {
     /// `spared`: the segments that the store's own opening was spared.
     pub(crate) fn new(is_wanted: bool, spared: BTreeSet<u64>) -> Self {
-        Checkpoints { is_wanted, spared: Mutex::new(spared) }
+        Checkpoints { is_wanted, spared: Mutex::new(Spared { by_index: spared, in_vain: BTreeSet::new() }) }
     }
 }
 
 impl Engine {
-    /// Writes an index if there is enough that the last one does not cover: at least a third of all, so that a store that grows
+    /// Writes an index if enough was sealed that the last one does not cover: at least a third of all, so that a store that grows
     /// writes each key's entry some three times. One that mostly covers what is gone is dropped.
-    pub(crate) fn tend_index(&self, space: &Space) -> Result<()> {
-        let sealed: Vec<_> = self.all_segments().into_iter().filter(|segment| segment.is_sealed()).collect();
-        let more = self.more_to_spare(&sealed);
-        {
-            let mut spared = self.checkpoints.spared.lock();
-            if (sealed.len() - more) * 2 < spared.len() {
-                spared.clear();
-                self.journal.drop_index()?;
-            }
-        }
-        if more < WORTHWHILE || more * 3 < sealed.len() || !self.checkpoints.is_wanted {
+    pub(crate) fn checkpoint(&self) -> Result<()> {
+        if !self.is_checkpoint_due() {
             return Ok(());
         }
-        if self.journal.coverable().len() < sealed.len() {
+        // Once before anybody has to wait, so that the sync that counts is short.
+        self.journal.sync_all()?;
+        let space = self.space.lock();
+        if self.mostly_gone() {
+            self.journal.drop_index()?;
+            *self.checkpoints.spared.lock() = Spared::default();
+        }
+        if !self.is_checkpoint_due() || !space.is_settled() {
+            return Ok(());
+        }
+        if self.journal.coverable().len() < self.sealed().len() && self.journal.has_spare_for_callers() {
             // X1: of long answers there are many segments to one of reservations.
             self.journal.cut(Stream::RESERVATIONS)?;
             while self.journal.seal_one()? {}
         }
-        match self.write_index(space, self.journal.coverable()) {
+        let coverable = self.journal.coverable();
+        if self.uncovered(&coverable) < WORTHWHILE {
+            return Ok(());
+        }
+        match self.write_index(&space, coverable) {
             Err(error) if error.kind() != ErrorKind::Poisoned => {
                 self.upkeep.count_failure();
                 Ok(())
@@ -75,19 +89,42 @@ impl Engine {
         }
     }
 
-    /// Writes an index of all that there is, unless the last one says the same.
+    /// Writes an index of all that there is, unless the one that counts covers the same.
     pub(crate) fn write_last_index(&self, space: &Space) -> Result<()> {
         let coverable = self.journal.coverable();
-        match self.more_to_spare(&coverable) == 0 && self.journal.has_index() {
-            true => Ok(()),
-            false => self.write_index(space, coverable),
-        }
+        let is_covered = {
+            let spared = self.checkpoints.spared.lock();
+            coverable.iter().all(|segment| spared.by_index.contains(&segment.number()))
+        };
+        if is_covered && self.journal.has_index() { Ok(()) } else { self.write_index(space, coverable) }
     }
 
-    /// How many of these segments the last index does not cover.
-    fn more_to_spare(&self, segments: &[Arc<Segment>]) -> usize {
+    fn sealed(&self) -> Vec<Arc<Segment>> {
+        self.all_segments().into_iter().filter(|segment| segment.is_sealed()).collect()
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        if !self.checkpoints.is_wanted || self.journal.poison.is_set() {
+            return false;
+        }
+        let sealed = self.sealed();
+        let uncovered = self.uncovered(&sealed);
+        self.mostly_gone() || uncovered >= WORTHWHILE && uncovered * 3 >= sealed.len()
+    }
+
+    /// Whether of what the index covers less than half is left.
+    fn mostly_gone(&self) -> bool {
+        let map = self.journal.segments();
         let spared = self.checkpoints.spared.lock();
-        segments.iter().filter(|segment| !spared.contains(&segment.number())).count()
+        let left = spared.by_index.iter().filter(|number| map.get(**number).is_some()).count();
+        left * 2 < spared.by_index.len()
+    }
+
+    /// How many of these segments no index covers, nor would have.
+    fn uncovered(&self, segments: &[Arc<Segment>]) -> usize {
+        let spared = self.checkpoints.spared.lock();
+        let is_spared = |number| spared.by_index.contains(&number) || spared.in_vain.contains(&number);
+        segments.iter().filter(|segment| !is_spared(segment.number())).count()
     }
 
     fn write_index(&self, space: &Space, covered: Vec<Arc<Segment>>) -> Result<()> {
@@ -96,8 +133,8 @@ impl Engine {
             return Ok(());
         }
         self.journal.poison.check()?;
-        // Also if it fails: a full disk, say, has other worries for now.
-        *self.checkpoints.spared.lock() = covered.iter().map(|segment| segment.number()).collect();
+        let numbers = covered.iter().map(|segment| segment.number()).collect();
+        *self.checkpoints.spared.lock() = Spared { by_index: BTreeSet::new(), in_vain: numbers };
         let written_ms = self.clock.now_ms();
         // Before the slots are copied: no fewer than those will point to.
         let segments = covered.iter().map(|segment| segment.covered()).collect();
@@ -112,26 +149,26 @@ impl Engine {
             chunks: Vec::new(),
             segments,
         };
-        let mut digest = None;
-        self.journal.write_file(INDEX_NAME, &mut || {
+        let digest = Cell::new(None);
+        let mut next = || {
             if directory.chunks.len() < self.shards.count() {
                 let chunk = self.copy_slots(directory.chunks.len(), &covered)?;
                 directory.chunks.push(Chunk::of(&chunk));
                 return Ok(Some(chunk));
             }
-            if digest.is_some() {
+            if digest.get().is_some() {
                 return Ok(None);
             }
             let mut bytes = directory.encode();
-            digest = Some(Fingerprint::of(&bytes));
+            digest.set(Some(Fingerprint::of(&bytes)));
             let trailer = Directory::trailer(&bytes);
             bytes.extend_from_slice(&trailer);
             Ok(Some(bytes))
-        })?;
-        if !planted!(IndexBeforeSync) {
-            self.journal.sync_all()?;
-        }
-        self.journal.commit_index(digest.expect("the directory was the last part"))
+        };
+        self.journal.write_index(&mut next, || digest.get().expect("the directory was the last part"))?;
+        let mut spared = self.checkpoints.spared.lock();
+        spared.by_index = std::mem::take(&mut spared.in_vain);
+        Ok(())
     }
 
     /// The slots of a shard that point into segments that an index covers.
@@ -172,27 +209,29 @@ impl Engine {
         Err(Error::new(ErrorKind::Busy, "a verdict took too long to be written for an index to be"))
     }
 
-    /// Checks a segment that was not read at the opening; `true` if there was one.
-    ///
-    /// A damaged one is told of once.
+    /// Checks a segment that was not read at the opening; `true` if there was one. One that can't be read or is damaged is told of
+    /// once.
     pub(crate) fn check_one(&self) -> Result<bool> {
-        let is_next = |segment: &&Arc<Segment>| !segment.is_checked() && segment.damage().is_none();
-        let map = self.journal.segments();
-        match map.iter().filter(is_next).min_by_key(|segment| segment.number()) {
-            None => Ok(false),
-            Some(_) => {
-                // It may be gone by the time that nobody removes any.
-                let _space = self.space.lock();
-                let map = self.journal.segments();
-                let next = map.iter().filter(is_next).min_by_key(|segment| segment.number());
-                next.map_or(Ok(()), |segment| self.check_segment(segment))?;
-                Ok(next.is_some())
-            }
+        let next = || {
+            let to_check = |segment: &Arc<Segment>| !segment.is_checked() && !segment.is_passed_over();
+            self.all_segments().into_iter().filter(to_check).min_by_key(|segment| segment.number())
+        };
+        if next().is_none() {
+            return Ok(false);
         }
+        // It may be gone by the time that nobody removes any.
+        let _space = self.space.lock();
+        let Some(segment) = next() else { return Ok(false) };
+        self.check_segment(&segment).inspect_err(|_| segment.pass_over())?;
+        Ok(true)
     }
 
-    /// Checks a segment if it was not read since the opening; nobody overwrites records meanwhile.
-    pub(crate) fn check_segment(&self, segment: &Segment) -> Result<()> {
+    /// Checks all segments that were not read since the opening; nobody overwrites records meanwhile.
+    pub(crate) fn check_all_segments(&self) -> Result<()> {
+        self.all_segments().iter().try_for_each(|segment| self.check_segment(segment))
+    }
+
+    fn check_segment(&self, segment: &Segment) -> Result<()> {
         let path = || self.journal.path_of(segment.base());
         match segment.check().map_err(|source| Error::io("read a segment", &path(), source))? {
             Ok(()) => Ok(()),

@@ -56,7 +56,7 @@ impl Engine {
         let mut space = self.space.lock();
         self.catch_up(&mut space)?;
         // Or records could be overlooked.
-        self.all_segments().iter().try_for_each(|segment| self.check_segment(segment))?;
+        self.check_all_segments()?;
         // Or keys would be gone from the table with no way to say so in the journal.
         self.ready_for_note(&space)?;
         let horizon = self.journal.horizon();
@@ -280,6 +280,8 @@ pub(crate) struct Space {
     pub(crate) unfinished: BTreeSet<Target>,
     /// Records to overwrite that no note lists yet, in this order. Their segments stay.
     rest: VecDeque<Target>,
+    /// Whether records were left that nothing but what is in the journal masks.
+    has_left_records: bool,
     /// The erasure that `rest` is of is about fences below this; 0 if they are those that recovery found.
     horizon: u64,
 }
@@ -290,16 +292,14 @@ impl Space {
         Space { rest: strays.into(), ..Space::default() }
     }
 
-    /// Whether nothing is left to overwrite.
+    /// Whether nothing is left, or was ever left, to overwrite.
     pub(crate) fn is_settled(&self) -> bool {
-        self.unfinished.is_empty() && self.rest.is_empty()
+        self.unfinished.is_empty() && self.rest.is_empty() && !self.has_left_records
     }
 
-    /// Takes up what could not be noted yet.
-    pub(crate) fn overwrite_later(&mut self, target: Target) {
-        self.rest.push_back(target);
-        // What masks it has to stay.
-        self.horizon = 0;
+    /// A record was left that should have been overwritten, and no note of it.
+    pub(crate) fn leave_a_record(&mut self) {
+        self.has_left_records = true;
     }
 
     /// Whether anything may be removed before the rest is overwritten.

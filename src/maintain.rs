@@ -22,9 +22,9 @@ use crate::mmap::prefetch;
 use crate::shard::Locked;
 use crate::state::{self, Event, Phase, State, Transition};
 use crate::store::Engine;
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Mutex, MutexGuard};
 use crate::table::{Word, tag_of};
 use crate::wheel::{self, Step, TimerId};
 use std::sync::Arc;
@@ -115,15 +115,17 @@ impl Engine {
         }
         // Some of the budget is for the rest, however much has expired.
         let rest = budget / 4;
-        let unread = self.check_some(rest)?;
+        // What can't be read keeps nothing else from being done.
+        let unread = self.check_some(rest);
         let left = self.expire(budget - rest, &mut done)?;
         self.journal.note_durable()?;
-        self.reclaim(rest + left, &mut done)?;
-        done.has_more |= unread;
+        self.reclaim(self.space.lock(), rest + left, &mut done)?;
+        self.checkpoint()?;
         // Whoever drives upkeep by hand does so at a pace that one spare is enough for.
         self.journal.want_fewer_spares();
         while self.journal.prepare_spare()? {}
         while self.work_ahead() {}
+        done.has_more |= unread?;
         Ok(done)
     }
 
@@ -165,8 +167,8 @@ impl Engine {
         let now_ms = self.clock.now_ms();
         for segment in self.journal.segments().iter() {
             while left > 0 {
-                // So that no record is overwritten while it is read.
-                let _space = self.space.lock();
+                // So that no record is overwritten while it is read. Leases don't wait for who takes longer.
+                let Some(_space) = self.space.try_lock() else { return left };
                 let Some(due) = segment.take_due(now_ms) else { break };
                 let removed = self.expire_block(segment, due, now_ms, left);
                 done.expired += removed.keys;
@@ -349,8 +351,7 @@ impl Engine {
     }
 
     /// Gives space back: removes what is dead, and moves survivors out of what is mostly dead.
-    fn reclaim(&self, budget: usize, done: &mut Maintained) -> Result<()> {
-        let mut space = self.space.lock();
+    fn reclaim(&self, mut space: MutexGuard<'_, Space>, budget: usize, done: &mut Maintained) -> Result<()> {
         self.catch_up(&mut space)?;
         let mut left = budget;
         loop {
@@ -365,7 +366,7 @@ impl Engine {
                 }
                 continue;
             }
-            let Some(victim) = self.choose_victim(pinned.is_some()) else { return self.tend_index(&space) };
+            let Some(victim) = self.choose_victim(pinned.is_some()) else { return Ok(()) };
             if left == 0 {
                 done.has_more = true;
                 return Ok(());
@@ -598,7 +599,7 @@ impl Engine {
         self.sub_live(copy);
         if victim.has_reservations() {
             let copy = Target { lsn: copy, len: record.len() };
-            self.overwrite(space, &[copy]).inspect_err(|_| space.overwrite_later(copy))?;
+            self.overwrite(space, &[copy]).inspect_err(|_| space.leave_a_record())?;
         }
         Ok(false)
     }
@@ -693,14 +694,17 @@ fn tend_memory(engine: &Engine, stop: &AtomicBool) {
     }
 }
 
-/// Seals what is full; syncing a whole segment takes long, so nothing else waits for it.
+/// Seals what is full, writes indexes, and checks what one stood for; all of that takes long, so nothing else waits for it.
 fn tend_seals(engine: &Engine, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
-        match engine.journal.seal_one() {
-            Ok(true) => {}
-            Ok(false) => {
-                engine.journal.seal_bell.wait(IDLE);
-            }
+        let step = match engine.journal.seal_one() {
+            Ok(true) => continue,
+            Ok(false) => engine.checkpoint().and_then(|()| engine.check_one()),
+            Err(error) => Err(error),
+        };
+        match step {
+            // Not without a pause: others need the processor and the disk.
+            Ok(is_at_it) => drop(engine.journal.seal_bell.wait(if is_at_it { TICK } else { IDLE })),
             Err(_) => engine.upkeep.back_off(),
         }
     }
@@ -721,13 +725,13 @@ fn tend_table(engine: &Engine, stop: &AtomicBool) {
         if expired.is_ok() && done.has_more && rounds % ROUNDS > 0 {
             continue;
         }
-        let step = expired
-            .and_then(|_| engine.journal.note_durable())
-            .and_then(|()| engine.reclaim(1024, &mut done))
-            .and_then(|()| engine.check_one());
+        let step = expired.and_then(|_| engine.journal.note_durable()).and_then(|()| match engine.space.try_lock() {
+            Some(space) => engine.reclaim(space, 1024, &mut done),
+            None => Ok(()),
+        });
         match step {
-            Ok(_) if done.has_more => {}
-            Ok(_) => thread::park_timeout(TICK),
+            Ok(()) if done.has_more => {}
+            Ok(()) => thread::park_timeout(TICK),
             Err(_) => engine.upkeep.back_off(),
         }
     }

@@ -38,12 +38,12 @@ use crate::journal::codec::{
     encode_blank, encode_mark, header_says,
 };
 use crate::journal::commit::Poison;
-use crate::journal::index::{Covered, Directory, Holds, INDEX_NAME, Index};
+use crate::journal::index::{Covered, Directory, Holds, INDEX_NAME, Index, SHORTEST_RECORD};
 use crate::journal::list::{LIST_NAME, Listed, MISSING, SegmentList, Standing};
 use crate::journal::media::{Blob, Storage};
 use crate::journal::reader::{Gap, Scan, Target, head_is_dirty, scan, scan_in_pieces};
 use crate::journal::segment::Segment;
-use crate::journal::{Journal, LEAST_SEGMENTS, Options, Stream, numbers_end, segment_name, segment_number};
+use crate::journal::{Journal, LEAST_SEGMENTS, Options, SegmentMap, Stream, numbers_end, segment_name, segment_number};
 use crate::key::Key;
 use crate::mmap::{Arena, prefetch};
 use crate::shard::{Shard, Sought};
@@ -193,8 +193,8 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
     let listed = list.as_ref().and_then(|list| list.as_ref().ok()).map(SegmentList::listed);
     let index = list.as_ref().and_then(|list| Indexed::open(&*storage, &identity, list.as_ref().ok()?, plan));
     let (mut found, index) = index.map_or((Vec::new(), None), |(found, index)| (found, Some(index)));
-    let to_read = names.iter().filter_map(|name| segment_number(name));
-    let to_read = to_read.filter(|number| !found.iter().any(|segment| segment.number == *number)).collect();
+    let is_found = |number: &u64| found.binary_search_by_key(number, |segment| segment.number).is_ok();
+    let to_read = names.iter().filter_map(|name| segment_number(name)).filter(|number| !is_found(number)).collect();
     let (read, mut doomed) = read_segments(&*storage, to_read, &identity, listed, plan, &mut report)?;
     found.extend(read);
     found.sort_by_key(|segment| segment.number);
@@ -219,7 +219,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
         (reservations + scan.reservations, answers + scan.answers)
     });
     // Most keys have left an answer, or a reservation.
-    let keys = reservations.max(answers) + index.as_ref().map_or(0, |index| index.index.directory.entries());
+    let keys = reservations.max(answers) + index.as_ref().map_or(0, |index| index.most_keys);
     // Numbers of keys differ from shard to shard, by chance by about their root.
     let keys = keys as usize / plan.shards;
     let capacity = capacity_for(keys + 2 * keys.isqrt());
@@ -231,9 +231,13 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
         None => Vec::new(),
     };
     // From here on everything that was found is accepted, and writing may begin.
-    let is_void = |name: &String| is_unborn(name) || index.is_none() && name == INDEX_NAME;
-    for name in names.iter().filter(|name| is_void(name)) {
+    for name in names.iter().filter(|name| is_unborn(name)) {
         storage.remove(name)?;
+    }
+    if index.is_none() && names.iter().any(|name| name == INDEX_NAME) {
+        // For good, before anything changes that it says.
+        storage.remove(INDEX_NAME)?;
+        storage.sync_names()?;
     }
     // The highest number stays taken: it may have been given to a fence of which a power cut left nothing.
     // In salvage the segments that the newest fences are from may be lost.
@@ -280,8 +284,8 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
     let options = Options { store_id, segment_len, max_bytes: plan.max_bytes, persistent: plan.persistent };
     let mut journal = Journal::new(storage, options, list, &segments, blank, upto + 1)?;
     for Live { number, records, most_bytes } in &live {
-        if let Some(segment) = segments.iter().find(|segment| segment.number() == *number) {
-            segment.set_indexed(*records, *most_bytes);
+        if let Ok(at) = segments.binary_search_by_key(number, |segment| segment.number()) {
+            segments[at].set_indexed(*records, *most_bytes);
             report.indexed += records;
         }
     }
@@ -527,6 +531,8 @@ fn read_segments(
 struct Indexed {
     index: Index,
     hasher: KeyHasher,
+    /// Keys that there is room for in the segments.
+    most_keys: u64,
 }
 
 /// Records of a segment that slots point to.
@@ -556,8 +562,11 @@ impl Indexed {
         let hasher = plan.hasher.like(directory.hash_keys, directory.hash_check)?;
         // Of those that are not listed any more all records were dead.
         let there = directory.segments.iter().filter(|covered| list.listed().numbers.contains(&covered.number));
+        let room: u64 = there.clone().map(|covered| covered.live_bytes / SHORTEST_RECORD).sum();
         let found = there.map(|covered| find_covered(storage, identity, covered, directory.written_ms));
-        Some((found.collect::<Option<Vec<_>>>()?, Indexed { index, hasher }))
+        let found = found.collect::<Option<Vec<_>>>()?;
+        let most_keys = directory.entries().min(room);
+        Some((found, Indexed { index, hasher, most_keys }))
     }
 
     /// Puts the entries that lead to the segments found into the table: of each segment how many. `None` if they are not as they
@@ -590,12 +599,12 @@ impl Indexed {
             Some(records)
         });
         let shares: Vec<Vec<u64>> = shares.into_iter().collect::<Option<_>>()?;
-        let live = |(at, covered): (usize, &Covered)| Live {
-            number: covered.number,
-            records: shares.iter().map(|records| records[at]).sum(),
-            most_bytes: covered.live_bytes,
+        let live = |(at, covered): (usize, &Covered)| {
+            let records: u64 = shares.iter().map(|records| records[at]).sum();
+            let is_possible = records * SHORTEST_RECORD <= covered.live_bytes;
+            is_possible.then_some(Live { number: covered.number, records, most_bytes: covered.live_bytes })
         };
-        Some(segments.iter().enumerate().filter(|(at, _)| are_there[*at]).map(live).collect())
+        segments.iter().enumerate().filter(|(at, _)| are_there[*at]).map(live).collect()
     }
 }
 
@@ -675,8 +684,11 @@ fn read_segment(
     let scan = if is_void {
         Scan::blank()
     } else {
-        let found =
-            if has_to_be_rebuilt { None } else { scan_in_pieces(&*blob, binding, base, piece).map_err(fail)? };
+        let found = if has_to_be_rebuilt {
+            None
+        } else {
+            scan_in_pieces(&*blob, binding, base, piece, |_, _| {}).map_err(fail)?
+        };
         match found {
             Some(scan) => scan,
             None => {
@@ -1098,6 +1110,9 @@ impl Replay<'_> {
             let tag = tag_of(hash);
             let word = Word::new(phase, lsn);
             let mut shard = self.shards.of(hash);
+            for (_, slot) in shard.table.tagged(tag) {
+                self.look_at(&map, slot.word())?;
+            }
             // The reservation that the record is about is known by its fence where it was first written: no need to read it.
             let fence = Some(record.fence()).filter(|fence| *fence != lsn && *fence > 0 && fence.is_multiple_of(8));
             let reserved = fence.and_then(|fence| shard.find_word(tag, Word::new(Phase::Reserved, fence)));
@@ -1110,7 +1125,7 @@ impl Replay<'_> {
                         self.settle(&mut shard, at, segment, &record);
                         continue;
                     }
-                    Sought::Unsettled(_) => unreachable!("recovered segments are published whole"),
+                    Sought::Unsettled(_) => unreachable!("what is published whole was looked at"),
                 },
             };
             let slot = shard.table.slot(at).word();
@@ -1160,6 +1175,15 @@ impl Replay<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Checks what a slot of the index leads to, if that was not done.
+    fn look_at(&self, map: &SegmentMap, word: Word) -> Result<()> {
+        let segment = self.journal.segment(map, word.lsn())?;
+        match segment.has_to_be_looked_at(self.journal.offset_of(word.lsn())) {
+            true => self.journal.settle(word.lsn()),
+            false => Ok(()),
+        }
     }
 
     /// Of an answer that a slot was just made to point to: whether it is over, until when it is kept, and that it lives.

@@ -37,7 +37,7 @@ pub(crate) enum Sought<'m> {
     /// The key's slot, and the record that it points to.
     Found(usize, Entry<'m>),
     Absent,
-    /// This slot's record can't be read yet; it may be another key's.
+    /// This slot's record can't be read yet, or has yet to be checked; it may be another key's.
     Unsettled(Word),
 }
 
@@ -261,6 +261,9 @@ impl Shard {
                     return Ok(Sought::Found(at, entry));
                 }
                 Some(_) => {}
+                None if segment.has_to_be_looked_at(journal.offset_of(word.lsn())) => {
+                    return Ok(Sought::Unsettled(word));
+                }
                 None => failure = Some(word.lsn()),
             }
         }

@@ -364,11 +364,11 @@ impl KeyHasher {
         self.keys
     }
 
-    /// What becomes of keys that stand for all: a short one, and one longer than any block.
+    /// What becomes of keys that stand for all: of each length for which a hash may have a way of its own.
     pub(crate) fn check(&self) -> u64 {
-        let long = [0x5a; 100];
-        let keys = [Request::new("check").key, Request::new(&long).scope(&long[..30]).key];
-        keys.iter().fold(0, |all, key| all.rotate_left(1) ^ self.hash(key))
+        let bytes = [0x5a; 200];
+        let keys = (1..bytes.len()).map(|len| Request::new(&bytes[..len]).scope(&bytes[len..]).key);
+        keys.fold(0, |all, key| all.rotate_left(1) ^ self.hash(&key))
     }
 
     #[inline]
@@ -442,7 +442,7 @@ impl Engine {
                 Ok(at) => return Ok(Some((shard, at))),
                 Err(word) => {
                     drop(shard);
-                    self.journal.wait_published(word.lsn());
+                    self.journal.settle(word.lsn())?;
                 }
             }
         }
@@ -525,7 +525,7 @@ impl Engine {
                 }
                 Sought::Unsettled(word) => {
                     drop(shard);
-                    self.journal.wait_published(word.lsn());
+                    self.journal.settle(word.lsn())?;
                     continue;
                 }
             };
@@ -780,6 +780,7 @@ impl Engine {
         self.journal.poison.check()?;
         // Nothing is removed, relocated or overwritten meanwhile.
         let _space = self.space.lock();
+        self.check_all_segments()?;
         let records = crate::recovery::verify(&self.journal)?;
         for shard in self.shards.iter() {
             let map = self.journal.segments();

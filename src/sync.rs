@@ -60,6 +60,10 @@ mod checked {
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
             MutexGuard { mutex: self, guard: Some(self.0.lock().expect(SOUND)) }
         }
+
+        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            Some(MutexGuard { mutex: self, guard: Some(self.0.try_lock().ok()?) })
+        }
     }
 
     impl<T> MutexGuard<'_, T> {

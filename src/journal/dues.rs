@@ -40,6 +40,11 @@ impl Dues {
     /// Notes that the answer at an offset is kept until then; `u64::MAX`: for ever.
     #[inline]
     pub(crate) fn note(&self, at: u64, deadline_ms: u64) {
+        self.note_block(at, deadline_ms);
+    }
+
+    #[inline]
+    fn note_block(&self, at: u64, deadline_ms: u64) {
         if deadline_ms == u64::MAX {
             return;
         }
@@ -48,6 +53,13 @@ impl Dues {
         lower(&block.first, at);
         lower(&block.earliest_ms, deadline_ms);
         lower(&self.earliest_ms, deadline_ms);
+    }
+
+    /// Notes what others noted, of the same segment.
+    pub(crate) fn note_all(&self, others: &Dues) {
+        for block in &others.blocks {
+            self.note_block(block.first.load(Ordering::SeqCst), block.earliest_ms.load(Ordering::SeqCst));
+        }
     }
 
     /// Whether any block may have answers due.

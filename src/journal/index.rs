@@ -41,7 +41,9 @@ const SEGMENT: usize = 32;
 /// Bytes at the end: the directory's length.
 const TRAILER: u64 = 8;
 /// Bytes of a record with a key, at the least.
-const SHORTEST_RECORD: u64 = HEADER as u64 + 8;
+pub(crate) const SHORTEST_RECORD: u64 = HEADER as u64 + 8;
+/// Bytes of a directory, at the most: 2^16 shards, and the segments that a list has room for.
+const LONGEST: usize = FIXED + (1 << 16) * CHUNK + (1 << 20) * SEGMENT;
 /// Entries that are read together.
 const PIECE: usize = 16 * 1024;
 
@@ -163,10 +165,7 @@ impl Directory {
                 && segment.live_bytes <= segment.end
                 && (1..=self.upto).contains(&segment.number)
         };
-        let room: u64 = self.segments.iter().map(|segment| segment.end / SHORTEST_RECORD).sum();
-        self.segments.iter().all(fits)
-            && self.segments.is_sorted_by(|one, next| one.number < next.number)
-            && self.entries() <= room
+        self.segments.iter().all(fits) && self.segments.is_sorted_by(|one, next| one.number < next.number)
     }
 
     /// Number of all entries.
@@ -193,8 +192,7 @@ impl Index {
         blob.read_at(directory_end, &mut trailer).ok()?;
         let start = directory_end.checked_sub(u64::from_le_bytes(trailer))?;
         // A file may be said to be long that holds nothing.
-        let longest = FIXED + (1 << 16) * CHUNK + (1 << 20) * SEGMENT;
-        let len = usize::try_from(directory_end - start).ok().filter(|len| *len <= longest)?;
+        let len = usize::try_from(directory_end - start).ok().filter(|len| *len <= LONGEST)?;
         let mut bytes = vec![0; len];
         blob.read_at(start, &mut bytes).ok()?;
         let directory = Directory::decode(&bytes).filter(|_| Fingerprint::of(&bytes) == digest)?;
@@ -227,6 +225,17 @@ impl Index {
             left -= count;
         }
         (found == crc).then_some(())
+    }
+}
+
+/// Overwrites the directory of what is to be removed, as far as that can be: without the keys of the hash its entries tell nothing.
+pub(crate) fn make_unreadable(storage: &dyn Storage) {
+    let Ok(blob) = storage.open(INDEX_NAME) else { return };
+    let mut trailer = [0; TRAILER as usize];
+    let Some(end) = blob.len().checked_sub(TRAILER) else { return };
+    if blob.read_at(end, &mut trailer).is_ok() {
+        let start = end.saturating_sub(u64::from_le_bytes(trailer)).max(end.saturating_sub(LONGEST as u64));
+        blob.overwrite(start, &vec![0; (end - start) as usize]).and_then(|()| blob.sync()).ok();
     }
 }
 
@@ -316,14 +325,13 @@ mod tests {
     #[test]
     fn directories_that_make_no_sense_are_none() {
         let disk = SimDisk::new();
-        let changes: [fn(&mut Directory); 7] = [
+        let changes: [fn(&mut Directory); 6] = [
             |directory| directory.segments[0].end = 64,
             |directory| directory.segments[0].end = 65_536,
             |directory| directory.segments[0].end += 4,
             |directory| directory.segments[0].live_bytes = 60_008,
             |directory| directory.segments[1].number = 10,
             |directory| directory.segments.swap(0, 1),
-            |directory| directory.segments.truncate(0),
         ];
         for change in changes {
             let (mut directory, chunks) = sample([3, 4]);

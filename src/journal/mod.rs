@@ -7,8 +7,8 @@
 //! the records of a segment die at about the same time and the segment can be removed whole. So have the notes of erasures:
 //! nobody else fills their segment, and it is dead when what they say is done.
 //!
-//! - **J5** No lock is held across I/O but `turn`, `next_number`, `sealing`, `syncing`, `faulting` and `list`: whoever takes them
-//!   waits for that I/O.
+//! - **J5** No lock is held across I/O but `turn`, `next_number`, `sealing`, `syncing`, `faulting`, `writing_index` and `list`: whoever
+//!   takes them waits for that I/O.
 //! - **J6** A segment is in the map from before its first record is written until after its removal was decided. Each shard keeps the
 //!   map as it was when the shard's lock was last taken, and so the segments in it; who removes some brings all shards up to date.
 //! - **J7** After the first failed write or sync nothing is acknowledged any more (`poison`).
@@ -150,6 +150,8 @@ pub(crate) struct Journal {
     options: Options,
     /// Which segments there are; none for a store in memory. The last lock to be taken.
     list: Option<Mutex<SegmentList>>,
+    /// Held while an index is written.
+    writing_index: Mutex<()>,
     map: ArcSwap<SegmentMap>,
     /// That of `map`, for who has a copy of it.
     map_version: CachePadded<AtomicU64>,
@@ -208,6 +210,7 @@ impl Journal {
             storage,
             options,
             list: list.map(Mutex::new),
+            writing_index: Mutex::default(),
             map: ArcSwap::from_pointee(SegmentMap::new(1, segments.to_vec())),
             map_version: CachePadded::new(AtomicU64::new(1)),
             map_writer: Mutex::default(),
@@ -338,12 +341,17 @@ impl Journal {
         )
     }
 
-    /// Waits until the record at an LSN is readable. Its claim was made, so its writer is at it.
-    pub(crate) fn wait_published(&self, lsn: u64) {
+    /// Returns when the record at an LSN, which a slot leads to, can be read: its writer is at it, or it has yet to be checked.
+    pub(crate) fn settle(&self, lsn: u64) -> Result<()> {
         let map = self.map.load();
-        if let Some(segment) = map.get(self.number_of(lsn)) {
-            segment.wait_published(self.offset_of(lsn));
+        let Some(segment) = map.get(self.number_of(lsn)) else { return Ok(()) };
+        let at = self.offset_of(lsn);
+        if !segment.has_to_be_looked_at(at) {
+            segment.wait_published(at);
+            return Ok(());
         }
+        let is_whole = segment.look_at(at).map_err(|source| Error::io("read a segment", &self.path_of(lsn), source))?;
+        if is_whole { Ok(()) } else { Err(self.vanished(lsn)) }
     }
 
     /// Whether the record at an LSN can be read.
@@ -511,16 +519,17 @@ impl Journal {
         if !self.fits_one_more(purpose) {
             return Err(self.full());
         }
-        let header = self.header(*next_number)?;
-        let create = || self.storage.create(&segment_name(header.number), header.len, &header.encode());
-        let blob = match create() {
-            // What only makes the next opening faster gives way.
-            Err(error) if error.is_full() && self.drop_index()? => create(),
-            answer => answer,
+        let mut create = || -> Result<_> {
+            let header = self.header(*next_number)?;
+            // Also if this fails: when the directory could not be synced the name may be taken.
+            *next_number += 1;
+            Ok((header, self.storage.create(&segment_name(header.number), header.len, &header.encode())?))
         };
-        // Also if that failed: when the directory could not be synced the name may be taken.
-        *next_number += 1;
-        let blob = blob?;
+        let (header, blob) = match create() {
+            // What only makes the next opening faster gives way.
+            Err(error) if error.is_full() && self.make_index_give_way() => create()?,
+            answer => answer?,
+        };
         self.used_bytes.fetch_add(header.len, Ordering::Relaxed);
         self.enlist(header.number)?;
         self.add_spare(header.number, blob)
@@ -571,15 +580,19 @@ impl Journal {
         Some((self.options.store_id, self.list.as_ref()?.lock().listed().upto))
     }
 
-    /// Writes a file beside the segments, durably.
-    pub(crate) fn write_file(&self, name: &str, next: &mut dyn FnMut() -> Result<Option<Vec<u8>>>) -> Result<()> {
-        self.storage.write_file(name, next)
-    }
-
-    /// Makes the index of this digest count, which is durable.
-    pub(crate) fn commit_index(&self, digest: Fingerprint) -> Result<()> {
+    /// Writes the parts of an index, durably, and has it count once all that was published before `next` ended is durable too.
+    pub(crate) fn write_index(
+        &self,
+        next: &mut dyn FnMut() -> Result<Option<Vec<u8>>>,
+        digest: impl FnOnce() -> Fingerprint,
+    ) -> Result<()> {
         let Some(list) = &self.list else { return Ok(()) };
-        list.lock().set_index(digest, &self.poison)
+        let _writing = self.writing_index.lock();
+        self.storage.write_file(index::INDEX_NAME, next)?;
+        if !planted!(IndexBeforeSync) {
+            self.sync_all()?;
+        }
+        list.lock().set_index(digest(), &self.poison)
     }
 
     /// Whether an index counts.
@@ -587,7 +600,7 @@ impl Journal {
         self.list.as_ref().is_some_and(|list| list.lock().index().is_some())
     }
 
-    /// Makes no index count any more, durably; `true` if one did, and its space is free.
+    /// Makes no index count any more, durably, and removes it; `true` if one did. Nobody writes one meanwhile.
     pub(crate) fn drop_index(&self) -> Result<bool> {
         let Some(list) = &self.list else { return Ok(false) };
         let mut list = list.lock();
@@ -595,8 +608,21 @@ impl Journal {
             return Ok(false);
         }
         list.drop_index(&self.poison)?;
-        self.storage.remove(index::INDEX_NAME)?;
+        // What is left of it the next index takes the place of, or the next opening removes.
+        index::make_unreadable(&*self.storage);
+        self.storage.remove(index::INDEX_NAME).ok();
         Ok(true)
+    }
+
+    /// Whether there was an index that isn't in the way any more.
+    fn make_index_give_way(&self) -> bool {
+        let writing = self.writing_index.try_lock();
+        writing.is_some_and(|_writing| self.drop_index().unwrap_or(false))
+    }
+
+    /// Whether there is a segment ahead for callers, and room for another one.
+    pub(crate) fn has_spare_for_callers(&self) -> bool {
+        self.spares.lock().len() > HELD_BACK && self.has_room()
     }
 
     /// Reads the list of segments back; nobody removes any meanwhile.

@@ -7,7 +7,9 @@
 use super::codec::{
     Binding, HEAD_MARK, HEADER, Kind, OLD_HEAD_MARK, RecordRef, SEGMENT_HEAD, SEGMENT_HEADER, Unreadable,
 };
+use super::dues::Dues;
 use super::media::Blob;
+use crate::state::Phase;
 use std::io;
 
 /// A stretch that holds no readable record although something follows or stands in it.
@@ -87,11 +89,14 @@ impl Scan {
 }
 
 /// As [`scan`], a piece at a time, which stays in the cache; `None` if there is a gap, or a record longer than a piece.
+///
+/// `visit` is shown each record, with its offset.
 pub(crate) fn scan_in_pieces(
     blob: &dyn Blob,
     binding: Binding,
     base: u64,
     piece: &mut Vec<u8>,
+    mut visit: impl FnMut(u64, &RecordRef<'_>),
 ) -> io::Result<Option<Scan>> {
     let len = blob.len();
     // Before anything is read, and ahead of that more.
@@ -118,6 +123,7 @@ pub(crate) fn scan_in_pieces(
             return Ok(Some(scan));
         } else if let Ok(record) = RecordRef::check_first(binding, rest, at) {
             scan.note(&record, at, base);
+            visit(at, &record);
             at += record.len();
         } else if is_last && rest.is_empty() {
             return Ok(Some(scan));
@@ -131,15 +137,29 @@ pub(crate) fn scan_in_pieces(
     }
 }
 
-/// Checks all records of a segment that is sealed at `end`; the inner error says where the first is that is none.
-pub(crate) fn check(blob: &dyn Blob, binding: Binding, base: u64, end: u64) -> io::Result<Result<(), u64>> {
+/// Checks all records of a segment that is sealed at `end`, and says when its answers fall due; the inner error says where the
+/// first is that is none.
+pub(crate) fn check(blob: &dyn Blob, binding: Binding, base: u64, end: u64) -> io::Result<Result<Dues, u64>> {
     let mut bytes = Vec::new();
-    let scan = match scan_in_pieces(blob, binding, base, &mut bytes)? {
+    let dues = Dues::new(blob.len());
+    let note = |at, record: &RecordRef<'_>| {
+        if record.kind().phase() == Some(Phase::Completed) {
+            dues.note(at, record.deadline_ms());
+        }
+    };
+    let scan = match scan_in_pieces(blob, binding, base, &mut bytes, note)? {
         Some(scan) => scan,
+        // Or a record is longer than a piece.
         None => {
             bytes.resize(blob.len() as usize, 0);
             blob.read_at(0, &mut bytes)?;
-            scan(&bytes, binding, base)
+            let whole = scan(&bytes, binding, base);
+            let mut at = SEGMENT_HEAD;
+            while let Ok(record) = RecordRef::check(binding, &bytes, at) {
+                note(at, &record);
+                at += record.len();
+            }
+            whole
         }
     };
     // Behind the seal nothing counts.
@@ -147,7 +167,7 @@ pub(crate) fn check(blob: &dyn Blob, binding: Binding, base: u64, end: u64) -> i
         Some(gap) => Some(gap.start),
         None => (!scan.is_sealed || scan.end != end).then_some(scan.end),
     };
-    Ok(damaged_at.map_or(Ok(()), Err))
+    Ok(damaged_at.map_or(Ok(dues), Err))
 }
 
 /// Reads all of a segment's bytes.
@@ -335,7 +355,7 @@ mod tests {
     /// In pieces and at once the same is found, unless there is a gap.
     fn check_pieces(bytes: &[u8], found: &Scan) {
         let blob = AnonMedia.create("any", bytes.len() as u64, bytes).unwrap();
-        let in_pieces = scan_in_pieces(&*blob, binding(), BASE, &mut Vec::new()).unwrap();
+        let in_pieces = scan_in_pieces(&*blob, binding(), BASE, &mut Vec::new(), |_, _| {}).unwrap();
         assert_eq!(in_pieces.is_some(), found.gaps.is_empty());
         if let Some(in_pieces) = in_pieces {
             assert_eq!(format!("{in_pieces:?}"), format!("{found:?}"));

@@ -16,7 +16,6 @@ use super::watermark::Written;
 use crate::error::Error;
 use crate::mmap::Region;
 use crate::record::Record;
-use crate::state::Phase;
 use crate::sync::atomic::{self, AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Backoff, Mutex, thread};
 use crossbeam_utils::CachePadded;
@@ -30,6 +29,8 @@ const STRIPES: u64 = 64;
 /// How much is faulted in by one call: a huge page, and short enough to not hold the address space's lock for long.
 const FAULT_STEP: u64 = 2 << 20;
 const UNSET: u64 = u64::MAX;
+/// Records are at least so long.
+const GRANULE: u64 = HEADER as u64;
 /// More than any segment is long: a claim that fills it.
 const FILL: u64 = 1 << 40;
 
@@ -93,8 +94,12 @@ pub(crate) struct Segment {
     all_unwritten: Mutex<BTreeMap<u64, u64>>,
     /// Whether all records were checked since the segment was opened; not if an index stood for them.
     checked: AtomicBool,
+    /// Until then, a bit for each stretch that a record begins in which was checked by itself.
+    looked_at: OnceLock<Box<[AtomicU64]>>,
     /// Where it was found damaged then.
     damage: OnceLock<u64>,
+    /// Whether it couldn't be checked, and is left to who needs it.
+    passed_over: AtomicBool,
 }
 
 impl Segment {
@@ -164,7 +169,9 @@ impl Segment {
             suspect: AtomicU64::new(u64::MAX),
             all_unwritten: Mutex::default(),
             checked: AtomicBool::new(true),
+            looked_at: OnceLock::new(),
             damage: OnceLock::new(),
+            passed_over: AtomicBool::new(false),
         })
     }
 
@@ -195,13 +202,9 @@ impl Segment {
             return Ok(Err(at));
         }
         let end = self.published() - HEADER as u64;
-        if let Err(at) = reader::check(&*self.blob, self.binding, self.base, end)? {
-            return Ok(Err(*self.damage.get_or_init(|| at)));
-        }
-        for (lsn, record) in self.records() {
-            if record.kind().phase() == Some(Phase::Completed) {
-                self.note_deadline(lsn - self.base, record.deadline_ms());
-            }
+        match reader::check(&*self.blob, self.binding, self.base, end)? {
+            Ok(dues) => self.dues.note_all(&dues),
+            Err(at) => return Ok(Err(*self.damage.get_or_init(|| at))),
         }
         self.suspect.store(u64::MAX, Ordering::Relaxed);
         self.checked.store(true, Ordering::Release);
@@ -544,17 +547,52 @@ impl Segment {
         RecordRef::parse(self.region.bytes(at..at + len)?)
     }
 
-    /// Whether a record could not be written, or has not been checked and is damaged.
-    #[cold]
-    fn is_unreadable(&self, at: u64) -> bool {
-        self.unwritten_len(at).is_some() || !self.is_checked() && !self.is_whole(at)
+    /// Leaves it to who needs it.
+    pub(crate) fn pass_over(&self) {
+        self.passed_over.store(true, Ordering::Relaxed);
     }
 
-    fn is_whole(&self, at: u64) -> bool {
-        let header = self.region.bytes(at as usize..at as usize + HEADER).and_then(|bytes| bytes.first_chunk());
-        let len = header.and_then(|header| codec::header_says(self.binding, at, header)).map(|(_, len)| len);
-        let bytes = len.and_then(|len| self.region.bytes(at as usize..(at + len) as usize));
-        bytes.is_some_and(|bytes| RecordRef::check_first(self.binding, bytes, at).is_ok())
+    pub(crate) fn is_passed_over(&self) -> bool {
+        self.passed_over.load(Ordering::Relaxed)
+    }
+
+    /// Whether a record could not be written, or has yet to be looked at.
+    #[cold]
+    fn is_unreadable(&self, at: u64) -> bool {
+        self.unwritten_len(at).is_some() || self.has_to_be_looked_at(at)
+    }
+
+    /// Whether the record at an offset has to be checked before it is read.
+    pub(crate) fn has_to_be_looked_at(&self, at: u64) -> bool {
+        let bit = 1 << (at / GRANULE % 64);
+        let was_looked_at = |word: &AtomicU64| word.load(Ordering::Acquire) & bit != 0;
+        let bits = || self.looked_at.get();
+        !self.is_checked() && !bits().is_some_and(|bits| was_looked_at(&bits[(at / GRANULE / 64) as usize]))
+    }
+
+    /// Checks the record at an offset that a slot leads to; `false` if it is damaged, or none that a slot may lead to.
+    ///
+    /// It is not read through the mapping: a device that can't is an error so, and the page is in memory then.
+    pub(crate) fn look_at(&self, at: u64) -> io::Result<bool> {
+        let end = self.published();
+        let mut header = [0; HEADER];
+        if at + HEADER as u64 > end {
+            return Ok(false);
+        }
+        self.blob.read_at(at, &mut header)?;
+        let Some((_, len)) = codec::header_says(self.binding, at, &header).filter(|(_, len)| *len <= end - at) else {
+            return Ok(false);
+        };
+        let mut bytes = vec![0; len as usize];
+        self.blob.read_at(at, &mut bytes)?;
+        let is_whole =
+            RecordRef::check_first(self.binding, &bytes, at).is_ok_and(|record| record.kind().is_live_kind());
+        if is_whole {
+            let words = || (0..self.len.div_ceil(GRANULE * 64)).map(|_| AtomicU64::new(0)).collect();
+            let bits = self.looked_at.get_or_init(words);
+            bits[(at / GRANULE / 64) as usize].fetch_or(1 << (at / GRANULE % 64), Ordering::AcqRel);
+        }
+        Ok(is_whole)
     }
 
     /// Begins to fetch what stands behind the header of the record at an LSN, at the same time as that.

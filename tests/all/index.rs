@@ -1,11 +1,10 @@
 //! The index: openings that read only what was sealed since, and say what openings say that read everything.
 
-use crate::support::{START_MS, interrupted, manual, replay, request, reserved};
+use crate::support::{interrupted, manual, replay, request, reserved};
 use oncekey::testing::{DiskOp, SimDisk};
-use oncekey::{Builder, Durability, Error, ErrorKind, ManualClock, Outcome, RecoveryMode, Retention, Store};
+use oncekey::{Builder, Durability, Error, ErrorKind, Outcome, RecoveryMode, Retention, Store};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -420,9 +419,56 @@ fn an_index_that_cannot_be_written_harms_nobody() {
     }
 }
 
+/// Answers of which a segment holds two; a reservation that is released is a record of the reservations' segment only.
 #[test]
-fn stores_in_memory_have_no_index() {
-    let store = Store::builder().background(false).clock(Arc::new(ManualClock::new(START_MS))).in_memory().unwrap();
-    seal_some(&store, "key");
+fn a_checkpoint_leaves_callers_the_room_that_they_had() {
+    let releases = |index: bool| {
+        let disk = SimDisk::new();
+        let store = builder().index(index).open_simulated(&disk).unwrap();
+        let _owners: Vec<_> =
+            (0..3).map(|nth| reserved(store.reserve(&request(&format!("{nth}"), 1)).unwrap())).collect();
+        (0..12).for_each(|key| complete(&store, &format!("key{key}"), 30_000));
+        disk.set_capacity(Some(disk.files().iter().map(|(_, len)| len).sum()));
+        // Nor is there room for a segment ahead.
+        store.maintain(usize::MAX).ok();
+        let mut releases = 0;
+        while let Ok(Outcome::Reserved(owner)) = store.reserve(&request("again", 1)) {
+            if owner.release().is_err() {
+                break;
+            }
+            releases += 1;
+        }
+        releases
+    };
+    let (with, without) = (releases(true), releases(false));
+    assert!(without > 100 && with >= without, "{with} and {without}");
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_keeps_upkeep_from_nothing_else() {
+    let (clock, builder) = manual();
+    let disk = SimDisk::new();
+    let builder = builder.retention(Retention::For(HOUR));
+    let store = builder.clone().open_simulated(&disk).unwrap();
+    (0..12).for_each(|key| complete(&store, &format!("key{key}"), 30_000));
+    store.close().unwrap();
+    let store = builder.open_simulated(&disk).unwrap();
+    complete(&store, "new", 8);
+    disk.fail(DiskOp::Read, 0, io::ErrorKind::Other);
+    clock.advance(HOUR);
+    assert_eq!(store.maintain(usize::MAX).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(store.stats().expired, 1, "the one that this store made");
+    while store.maintain(usize::MAX).unwrap().has_more {}
+    // Those of the segment that could not be read stay, and are over all the same.
+    assert!(store.stats().keys < 4, "{:?}", store.stats());
+    assert!((0..12).all(|key| store.get(&request(&format!("key{key}"), 1)).unwrap().is_none()));
+}
+
+#[test]
+fn stores_in_memory_have_no_index_and_end_no_segment_for_one() {
+    let store = builder().in_memory().unwrap();
+    (0..10).for_each(|round| seal_some(&store, &format!("{round}/")));
+    // Sixty of answers, one of reservations, and those ahead.
+    assert!(store.stats().segments < 66, "{:?}", store.stats());
     store.close().unwrap();
 }
