@@ -261,7 +261,10 @@ impl Shard {
                     return Ok(Sought::Found(at, entry));
                 }
                 Some(_) => {}
-                None if segment.has_to_be_looked_at(journal.offset_of(word.lsn())) => {
+                // Or it was just looked at.
+                None if segment.has_to_be_looked_at(journal.offset_of(word.lsn()))
+                    || Entry::read(segment, word.lsn()).is_some() =>
+                {
                     return Ok(Sought::Unsettled(word));
                 }
                 None => failure = Some(word.lsn()),

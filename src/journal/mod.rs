@@ -341,7 +341,8 @@ impl Journal {
         )
     }
 
-    /// Returns when the record at an LSN, which a slot leads to, can be read: its writer is at it, or it has yet to be checked.
+    /// Returns when the record at an LSN, which a slot led to, can be read, or is known to be damaged: its writer is at it, or it has yet
+    /// to be checked.
     pub(crate) fn settle(&self, lsn: u64) -> Result<()> {
         let map = self.map.load();
         let Some(segment) = map.get(self.number_of(lsn)) else { return Ok(()) };
@@ -350,8 +351,7 @@ impl Journal {
             segment.wait_published(at);
             return Ok(());
         }
-        let is_whole = segment.look_at(at).map_err(|source| Error::io("read a segment", &self.path_of(lsn), source))?;
-        if is_whole { Ok(()) } else { Err(self.vanished(lsn)) }
+        segment.look_at(at).map_err(|source| Error::io("read a segment", &self.path_of(lsn), source))
     }
 
     /// Whether the record at an LSN can be read.

@@ -19,7 +19,7 @@ use crate::record::Record;
 use crate::sync::atomic::{self, AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Backoff, Mutex, thread};
 use crossbeam_utils::CachePadded;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -96,6 +96,8 @@ pub(crate) struct Segment {
     checked: AtomicBool,
     /// Until then, a bit for each stretch that a record begins in which was checked by itself.
     looked_at: OnceLock<Box<[AtomicU64]>>,
+    /// Where such a one was found damaged.
+    damaged: Mutex<BTreeSet<u64>>,
     /// Where it was found damaged then.
     damage: OnceLock<u64>,
     /// Whether it couldn't be checked, and is left to who needs it.
@@ -170,6 +172,7 @@ impl Segment {
             all_unwritten: Mutex::default(),
             checked: AtomicBool::new(true),
             looked_at: OnceLock::new(),
+            damaged: Mutex::default(),
             damage: OnceLock::new(),
             passed_over: AtomicBool::new(false),
         })
@@ -556,43 +559,50 @@ impl Segment {
         self.passed_over.load(Ordering::Relaxed)
     }
 
-    /// Whether a record could not be written, or has yet to be looked at.
+    /// Whether a record could not be written, has yet to be looked at, or is damaged.
     #[cold]
     fn is_unreadable(&self, at: u64) -> bool {
-        self.unwritten_len(at).is_some() || self.has_to_be_looked_at(at)
+        self.unwritten_len(at).is_some() || !self.is_checked() && !self.was_looked_at(at)
+    }
+
+    fn was_looked_at(&self, at: u64) -> bool {
+        let word = |bits: &[AtomicU64]| bits[(at / GRANULE / 64) as usize].load(Ordering::Acquire);
+        self.looked_at.get().is_some_and(|bits| word(bits) & 1 << (at / GRANULE % 64) != 0)
     }
 
     /// Whether the record at an offset has to be checked before it is read.
     pub(crate) fn has_to_be_looked_at(&self, at: u64) -> bool {
-        let bit = 1 << (at / GRANULE % 64);
-        let was_looked_at = |word: &AtomicU64| word.load(Ordering::Acquire) & bit != 0;
-        let bits = || self.looked_at.get();
-        !self.is_checked() && !bits().is_some_and(|bits| was_looked_at(&bits[(at / GRANULE / 64) as usize]))
+        !self.is_checked() && !self.was_looked_at(at) && !self.damaged.lock().contains(&at)
     }
 
-    /// Checks the record at an offset that a slot leads to; `false` if it is damaged, or none that a slot may lead to.
+    /// Checks the record at an offset that a slot led to. If it is damaged, or none that a slot may lead to, it is not read; if it was
+    /// just being overwritten, no slot leads there any more.
     ///
     /// It is not read through the mapping: a device that can't is an error so, and the page is in memory then.
-    pub(crate) fn look_at(&self, at: u64) -> io::Result<bool> {
-        let end = self.published();
+    pub(crate) fn look_at(&self, at: u64) -> io::Result<()> {
+        if self.is_whole(at)? {
+            let words = || (0..self.len.div_ceil(GRANULE * 64)).map(|_| AtomicU64::new(0)).collect();
+            let bits = self.looked_at.get_or_init(words);
+            bits[(at / GRANULE / 64) as usize].fetch_or(1 << (at / GRANULE % 64), Ordering::AcqRel);
+        } else {
+            self.damaged.lock().insert(at);
+        }
+        Ok(())
+    }
+
+    fn is_whole(&self, at: u64) -> io::Result<bool> {
+        let left = self.published().saturating_sub(at);
         let mut header = [0; HEADER];
-        if at + HEADER as u64 > end {
+        if left < HEADER as u64 {
             return Ok(false);
         }
         self.blob.read_at(at, &mut header)?;
-        let Some((_, len)) = codec::header_says(self.binding, at, &header).filter(|(_, len)| *len <= end - at) else {
+        let Some((_, len)) = codec::header_says(self.binding, at, &header).filter(|(_, len)| *len <= left) else {
             return Ok(false);
         };
         let mut bytes = vec![0; len as usize];
         self.blob.read_at(at, &mut bytes)?;
-        let is_whole =
-            RecordRef::check_first(self.binding, &bytes, at).is_ok_and(|record| record.kind().is_live_kind());
-        if is_whole {
-            let words = || (0..self.len.div_ceil(GRANULE * 64)).map(|_| AtomicU64::new(0)).collect();
-            let bits = self.looked_at.get_or_init(words);
-            bits[(at / GRANULE / 64) as usize].fetch_or(1 << (at / GRANULE % 64), Ordering::AcqRel);
-        }
-        Ok(is_whole)
+        Ok(RecordRef::check_first(self.binding, &bytes, at).is_ok_and(|record| record.kind().is_live_kind()))
     }
 
     /// Begins to fetch what stands behind the header of the record at an LSN, at the same time as that.
