@@ -3,17 +3,17 @@
 	corruption corruption-release fuzz fuzz-long demo bench instructions compare compare-full compare-setup lint lint-compare
 
 # Seconds that each fuzz target runs.
-FUZZ_SECONDS ?= 60
+FUZZ_SECONDS ?= 40
 # Executions of `fuzz-long`, over all targets: a tenth of them with crashes and restarts.
 RUNS ?= 100000000
 # The history to simulate, its operations, and how many histories `sim-many` runs.
 SEED ?= 0
 OPS ?= 2000
-SEEDS ?= 2100
+SEEDS ?= 1000
 # Histories of real threads to record and check.
-HISTORIES ?= 100000
+HISTORIES ?= 50000
 # Schedules to run the whole store under.
-SCHEDULES ?= 20000
+SCHEDULES ?= 10000
 # Arguments for the rig of damages, such as those that a failing case says.
 CORRUPTION ?= --every 401
 # What mounting file systems takes.

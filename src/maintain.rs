@@ -41,7 +41,7 @@ const TOGETHER: usize = 32;
 /// How often the upkeep thread looks at the clock.
 const TICK: Duration = Duration::from_millis(10);
 /// Rounds of expiry before segments are looked at, while more has expired.
-const ROUNDS: usize = 16;
+const ROUNDS: usize = 64;
 /// How often memory is looked at while nothing is needed: appends have ready what they may use meanwhile.
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 /// How long without work means that there is little.
@@ -720,12 +720,13 @@ fn tend_table(engine: &Engine, stop: &AtomicBool) {
             // By a waker that closed the store just now.
             return;
         }
-        // Many keys go faster than files do; so first some hundred thousand of them.
+        let noted = expired.and_then(|_| engine.journal.note_durable());
+        // Many keys go faster than files do; so first up to a million of them.
         rounds += 1;
-        if expired.is_ok() && done.has_more && rounds % ROUNDS > 0 {
+        if noted.is_ok() && done.has_more && rounds % ROUNDS > 0 {
             continue;
         }
-        let step = expired.and_then(|_| engine.journal.note_durable()).and_then(|()| match engine.space.try_lock() {
+        let step = noted.and_then(|()| match engine.space.try_lock() {
             Some(space) => engine.reclaim(space, 1024, &mut done),
             None => Ok(()),
         });
