@@ -73,7 +73,7 @@ impl Engine {
         if !self.is_checkpoint_due() || !space.is_settled() {
             return Ok(());
         }
-        if self.journal.coverable().len() < self.sealed().len() && self.journal.has_spare_for_callers() {
+        if self.journal.coverable().len() * 3 < self.sealed().len() * 2 && self.journal.has_spare_for_callers() {
             // X1: of long answers there are many segments to one of reservations.
             self.journal.cut(Stream::RESERVATIONS)?;
             while self.journal.seal_one()? {}
@@ -105,7 +105,7 @@ impl Engine {
         self.all_segments().into_iter().filter(|segment| segment.is_sealed()).collect()
     }
 
-    fn is_checkpoint_due(&self) -> bool {
+    pub(crate) fn is_checkpoint_due(&self) -> bool {
         if !self.checkpoints.is_wanted || self.journal.poison.is_set() {
             return false;
         }

@@ -28,7 +28,7 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::table::{Word, tag_of};
 use crate::wheel::{self, Step, TimerId};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Wheel steps under one shard lock.
 const BATCH: usize = 64;
@@ -46,6 +46,9 @@ const ROUNDS: usize = 64;
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 /// How long without work means that there is little.
 const IDLE: Duration = Duration::from_secs(1);
+/// How long an index may wait for a second in which no segment was filled: its sync would write and dirty what is readied ahead of
+/// appends.
+const LONGEST_RUSH: Duration = Duration::from_secs(10);
 /// How long to leave a failing disk alone.
 const BACK_OFF: Duration = Duration::from_millis(200);
 /// Small sealed segments, as left by restarts, to put up with before they are merged.
@@ -696,15 +699,20 @@ fn tend_memory(engine: &Engine, stop: &AtomicBool) {
 
 /// Seals what is full, writes indexes, and checks what one stood for; all of that takes long, so nothing else waits for it.
 fn tend_seals(engine: &Engine, stop: &AtomicBool) {
+    let mut due_since: Option<Instant> = None;
+    let mut is_calm = false;
     while !stop.load(Ordering::Acquire) {
+        due_since = if engine.is_checkpoint_due() { due_since.or_else(|| Some(Instant::now())) } else { None };
+        let is_time = due_since.is_some_and(|since| is_calm || since.elapsed() >= LONGEST_RUSH);
         let step = match engine.journal.seal_one() {
             Ok(true) => continue,
-            Ok(false) => engine.checkpoint().and_then(|()| engine.check_one()),
+            Ok(false) if is_time => engine.checkpoint().and_then(|()| engine.check_one()),
+            Ok(false) => engine.check_one(),
             Err(error) => Err(error),
         };
         match step {
             // Not without a pause: others need the processor and the disk.
-            Ok(is_at_it) => drop(engine.journal.seal_bell.wait(if is_at_it { TICK } else { IDLE })),
+            Ok(is_at_it) => is_calm = !engine.journal.seal_bell.wait(if is_at_it { TICK } else { IDLE }) && !is_at_it,
             Err(_) => engine.upkeep.back_off(),
         }
     }
