@@ -43,7 +43,7 @@ pub(crate) struct Checkpoints {
 #[derive(Debug, Default)]
 struct Spared {
     by_index: BTreeSet<u64>,
-    /// Those for which writing one failed: that is not tried again for them alone.
+    /// Those for which none could be written: that is not tried again for them alone.
     in_vain: BTreeSet<u64>,
 }
 
@@ -70,16 +70,19 @@ impl Engine {
             self.journal.drop_index()?;
             *self.checkpoints.spared.lock() = Spared::default();
         }
-        if !self.is_checkpoint_due() || !space.is_settled() {
+        if !self.is_checkpoint_due() {
             return Ok(());
         }
-        if self.journal.coverable().len() * 3 < self.sealed().len() * 2 && self.journal.has_spare_for_callers() {
+        let is_short = self.journal.coverable().len() * 3 < self.sealed().len() * 2;
+        if is_short && space.is_settled() && self.journal.has_spare_for_callers() {
             // X1: of long answers there are many segments to one of reservations.
             self.journal.cut(Stream::RESERVATIONS)?;
             while self.journal.seal_one()? {}
         }
         let coverable = self.journal.coverable();
-        if self.uncovered(&coverable) < WORTHWHILE {
+        if self.uncovered(&coverable) < WORTHWHILE || !space.is_settled() {
+            let numbers = self.sealed().into_iter().map(|segment| segment.number());
+            self.checkpoints.spared.lock().in_vain.extend(numbers);
             return Ok(());
         }
         match self.write_index(&space, coverable) {

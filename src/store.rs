@@ -146,7 +146,7 @@ impl Store {
     /// # Errors
     ///
     /// `InvalidKey` and `InvalidArgument` for a request outside the limits; `Full` and `StorageFull` when there is no
-    /// room for another key; `Poisoned`, `Closed`, `Forked`. Then nothing was reserved. After `Poisoned` the key may
+    /// room for another key; `Corrupt` if the key's record is damaged; `Poisoned`, `Closed`, `Forked`. Then nothing was reserved. After `Poisoned` the key may
     /// come back as interrupted once the store is reopened.
     pub fn reserve(&self, request: &Request<'_>) -> Result<Outcome> {
         self.engine().reserve(request)
@@ -156,7 +156,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `InvalidKey`, `Closed`, `Forked`, and `Corrupt` if another program changed the files. `Poisoned` if the request is
+    /// `InvalidKey`, `Closed`, `Forked`, and `Corrupt` if the key's record is damaged. `Poisoned` if the request is
     /// `Synced` and the answer can't be made durable any more.
     pub fn get(&self, request: &Request<'_>) -> Result<Option<Record>> {
         self.engine().answer_of(request)
@@ -176,8 +176,8 @@ impl Store {
     /// handle count (a steady overlap of short-lived handles counts too): the key is gone, and upkeep overwrites the
     /// rest when the handle is dropped, or the next opening does. Call again to wait for it.
     ///
-    /// `Poisoned` if the overwriting failed: the key is gone, and the next opening overwrites its bytes. I/O errors, `Closed`,
-    /// `Forked`.
+    /// `Poisoned` if the overwriting failed: the key is gone, and the next opening overwrites its bytes. `Corrupt` if a segment is
+    /// damaged: nothing was changed. I/O errors, `Closed`, `Forked`.
     pub fn erase(&self, request: &Request<'_>) -> Result<Erasure> {
         self.engine().erase_key(request)
     }
@@ -212,7 +212,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// What the step at hand failed with: a full disk, `Poisoned`. Nothing is lost by it; the next call goes on.
+    /// What the step at hand failed with: a full disk, `Poisoned`; `Corrupt`, once, for a segment that the store's index stood for when it
+    /// was opened, and that is damaged. Nothing is lost by it; the next call goes on.
     pub fn maintain(&self, budget: usize) -> Result<Maintained> {
         self.engine().admit()?;
         self.engine().maintain(budget)
