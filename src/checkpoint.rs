@@ -43,7 +43,7 @@ pub(crate) struct Checkpoints {
 #[derive(Debug, Default)]
 struct Spared {
     by_index: BTreeSet<u64>,
-    /// Those for which none could be written: that is not tried again for them alone.
+    /// Those for which writing one failed: that is not tried again for them alone.
     in_vain: BTreeSet<u64>,
 }
 
@@ -61,28 +61,22 @@ impl Engine {
         if !self.is_checkpoint_due() {
             return Ok(());
         }
-        // Once before anybody has to wait, so that the sync that counts is short.
-        if !planted!(IndexBeforeSync) {
-            self.journal.sync_all()?;
-        }
         let space = self.space.lock();
         if self.mostly_gone() {
             self.journal.drop_index()?;
             *self.checkpoints.spared.lock() = Spared::default();
         }
-        if !self.is_checkpoint_due() {
+        if !self.is_checkpoint_due() || !space.is_settled() {
             return Ok(());
         }
         let is_short = self.journal.coverable().len() * 3 < self.sealed().len() * 2;
-        if is_short && space.is_settled() && self.journal.has_spare_for_callers() {
+        if is_short && self.journal.has_spare_for_callers() {
             // X1: of long answers there are many segments to one of reservations.
             self.journal.cut(Stream::RESERVATIONS)?;
             while self.journal.seal_one()? {}
         }
         let coverable = self.journal.coverable();
-        if self.uncovered(&coverable) < WORTHWHILE || !space.is_settled() {
-            let numbers = self.sealed().into_iter().map(|segment| segment.number());
-            self.checkpoints.spared.lock().in_vain.extend(numbers);
+        if self.uncovered(&coverable) < WORTHWHILE {
             return Ok(());
         }
         match self.write_index(&space, coverable) {
