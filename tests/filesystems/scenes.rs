@@ -177,7 +177,8 @@ fn start(ground: &Ground, settings: &Builder, book: &mut Book) -> Result<Store> 
     let original = ground.at.join("original");
     std::fs::rename(ground.store(), &original)?;
     run(&["cp", "--recursive", "--reflink=always"], &[&original, &ground.store()])?;
-    Ok(settings.clone().open(ground.store())?)
+    // All of it is read, and in memory when the disk fails.
+    Ok(settings.clone().index(false).open(ground.store())?)
 }
 
 /// Mounts anew, so that nothing of the page cache is left, opens the store and finds everything.
