@@ -134,7 +134,7 @@ impl Engine {
         self.journal.poison.check()?;
         let numbers = covered.iter().map(|segment| segment.number()).collect();
         *self.checkpoints.spared.lock() = Spared { by_index: BTreeSet::new(), in_vain: numbers };
-        let written_ms = self.clock.now_ms();
+        let newest_ms = self.journal.newest_ms();
         // Before the slots are copied: no fewer than those will point to.
         let segments = covered.iter().map(|segment| segment.covered()).collect();
         let covered = SegmentMap::new(0, covered);
@@ -142,11 +142,12 @@ impl Engine {
             store_id,
             segment_len: self.journal.segment_len(),
             upto,
-            written_ms,
+            newest_ms,
             hash_keys: self.hasher.keys(),
             hash_check: self.hasher.check(),
             chunks: Vec::new(),
             segments,
+            in_use: Vec::new(),
         };
         let digest = Cell::new(None);
         let mut next = || {
@@ -158,6 +159,13 @@ impl Engine {
             if digest.get().is_some() {
                 return Ok(None);
             }
+            // The next opening has to find all that the slots were copied after.
+            let others = self.all_segments().into_iter().filter(|segment| covered.get(segment.number()).is_none());
+            let written = |segment: Arc<Segment>| {
+                let published = segment.published();
+                (segment.number(), segment.end().map_or(published, |end| end.min(published)))
+            };
+            directory.in_use = others.map(written).collect();
             let mut bytes = directory.encode();
             digest.set(Some(Fingerprint::of(&bytes)));
             let trailer = Directory::trailer(&bytes);

@@ -196,6 +196,9 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
     let is_found = |number: &u64| found.binary_search_by_key(number, |segment| segment.number).is_ok();
     let to_read = names.iter().filter_map(|name| segment_number(name)).filter(|number| !is_found(number)).collect();
     let (read, mut doomed) = read_segments(&*storage, to_read, &identity, listed, plan, &mut report)?;
+    if index.as_ref().is_some_and(|index| !index.fits(&read)) {
+        return recover(storage, &Plan { index: false, ..plan.clone() });
+    }
     found.extend(read);
     found.sort_by_key(|segment| segment.number);
     for damage in damage_of_list(&*storage, &list, &found, segment_len) {
@@ -234,11 +237,6 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
     for name in names.iter().filter(|name| is_unborn(name)) {
         storage.remove(name)?;
     }
-    if index.is_none() && names.iter().any(|name| name == INDEX_NAME) {
-        // For good, before anything changes that it says.
-        storage.remove(INDEX_NAME)?;
-        storage.sync_names()?;
-    }
     // The highest number stays taken: it may have been given to a fence of which a power cut left nothing.
     // In salvage the segments that the newest fences are from may be lost.
     let given_out = found.iter().map(|segment| segment.number.max(segment.scan.newest_fence / segment_len));
@@ -253,6 +251,16 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
     doomed.extend(blanks.iter().map(|(segment, _)| segment.number).filter(|number| Some(*number) != blank));
     let wanted = Listed { upto, numbers: kept.iter().map(|(segment, _)| segment.number).collect() };
     let mut list = if plan.persistent { Some(enlist(&storage, &identity, list, wanted)?) } else { None };
+    if let Some(list) = list.as_mut().filter(|_| index.is_none()) {
+        // Before anything changes that it says.
+        if list.index().is_some() {
+            list.drop_index(&Poison::default())?;
+        }
+        if names.iter().any(|name| name == INDEX_NAME) {
+            // It is of no use to anybody any more, and does no harm.
+            storage.remove(INDEX_NAME).ok();
+        }
+    }
     for number in &doomed {
         storage.remove(&segment_name(*number))?;
     }
@@ -273,16 +281,13 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
         segments.push(segment);
     }
     storage.sync_names()?;
-    if let Some(list) = list.as_mut().filter(|_| index.is_none()) {
-        list.forget_index();
-    }
     report.segments = segments.len() as u64 + blank.map_or(0, |_| 1);
     let newest_reservations = segments.iter().filter(|segment| segment.has_reservations()).map(|s| s.number()).max();
     for segment in &segments {
         segment.set_masks(newest_reservations.unwrap_or(0));
     }
     let options = Options { store_id, segment_len, max_bytes: plan.max_bytes, persistent: plan.persistent };
-    let mut journal = Journal::new(storage, options, list, &segments, blank, upto + 1)?;
+    let mut journal = Journal::new(storage, options, list, &segments, blank, upto + 1, newest_ms)?;
     for Live { number, records, most_bytes } in &live {
         if let Ok(at) = segments.binary_search_by_key(number, |segment| segment.number()) {
             segments[at].set_indexed(*records, *most_bytes);
@@ -563,10 +568,16 @@ impl Indexed {
         // Of those that are not listed any more all records were dead.
         let there = directory.segments.iter().filter(|covered| list.listed().numbers.contains(&covered.number));
         let room: u64 = there.clone().map(|covered| covered.live_bytes / SHORTEST_RECORD).sum();
-        let found = there.map(|covered| find_covered(storage, identity, covered, directory.written_ms));
+        let found = there.map(|covered| find_covered(storage, identity, covered, directory.newest_ms));
         let found = found.collect::<Option<Vec<_>>>()?;
         let most_keys = directory.entries().min(room);
         Some((found, Indexed { index, hasher, most_keys }))
+    }
+
+    /// Whether the other segments reach as far as they did when it was written: older copies of them lack what it leaves to them.
+    fn fits(&self, others: &[Found]) -> bool {
+        let in_use: HashMap<u64, u64> = self.index.directory.in_use.iter().copied().collect();
+        others.iter().all(|segment| in_use.get(&segment.number).is_none_or(|end| segment.scan.end >= *end))
     }
 
     /// Puts the entries that lead to the segments found into the table: of each segment how many. `None` if they are not as they
@@ -609,7 +620,7 @@ impl Indexed {
 }
 
 /// A segment that an index stands for, by its head and its seal; `None` if they don't say what the index says.
-fn find_covered(storage: &dyn Storage, identity: &Identity, covered: &Covered, written_ms: u64) -> Option<Found> {
+fn find_covered(storage: &dyn Storage, identity: &Identity, covered: &Covered, newest_ms: u64) -> Option<Found> {
     let Identity { store_id, segment_len: len, .. } = *identity;
     let Covered { number, end, holds, .. } = *covered;
     let blob = storage.open(&segment_name(number)).ok()?;
@@ -626,7 +637,7 @@ fn find_covered(storage: &dyn Storage, identity: &Identity, covered: &Covered, w
         has_reservations: holds == Holds::Reservations,
         // Else it would pass for one of notes.
         answers: u64::from(holds == Holds::Answers),
-        newest_ms: written_ms,
+        newest_ms,
         ..Scan::of_head(&head, binding, base)
     };
     let is_whole = SegmentHeader::decode(&head).is_ok_and(|header| header == SegmentHeader::new(store_id, number, len))

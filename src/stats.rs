@@ -38,6 +38,8 @@ pub struct Stats {
     pub segments: u64,
     /// Bytes that they take up on the device (in memory: that are mapped).
     pub journal_bytes: u64,
+    /// Segments that an index stood for when the store was opened, and that are still to be checked.
+    pub unchecked_segments: u64,
     /// Segments that were found damaged since the store was opened: what is damaged in them is answered with an error.
     pub damaged_segments: u64,
     /// Steps of background upkeep that failed, such as for a full disk.

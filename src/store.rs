@@ -853,6 +853,7 @@ impl Engine {
             syncs: self.journal.syncs(),
             segments: segments.iter().count() as u64,
             journal_bytes: segments.iter().map(|segment| segment.blob().allocated().unwrap_or(segment.len())).sum(),
+            unchecked_segments: segments.iter().filter(|segment| !segment.is_checked()).count() as u64,
             damaged_segments: segments.iter().filter(|segment| segment.damage().is_some()).count() as u64,
             upkeep_failures: self.upkeep.failures(),
             is_poisoned: self.journal.poison.is_set(),

@@ -13,14 +13,17 @@
 //!      8   16  store id
 //!     24    8  segment length
 //!     32    8  the highest number ever listed
-//!     40    8  when it was written, Unix ms: no record that it covers was written later
+//!     40    8  when the newest record was written by then, Unix ms
 //!     48   32  keys of the hash that the tags are from
 //!     80    8  what the hash makes of a known key: another build's or processor's may be another one
 //!     88    4  number of chunks
 //!     92    4  number of segments covered
-//!     96       of each chunk: number of entries (4), CRC-32C of them (4)
+//!     96    4  number of segments that were in use besides
+//!    100    4  zero
+//!    104       of each chunk: number of entries (4), CRC-32C of them (4)
 //!              of each segment: number (8), offset of its seal (8), bytes of its live records at the most (8), kind (8):
 //!              0 reservations, 1 answers, 2 notes of erasures
+//!              of each segment in use: number (8), offset up to which it was written (8): one that ends before is an older copy
 //! ```
 //!
 //! All integers are little-endian.
@@ -33,17 +36,18 @@ use std::sync::Arc;
 /// The file's name.
 pub(crate) const INDEX_NAME: &str = "INDEX";
 const MAGIC: [u8; 8] = *b"ONCEIDX\x01";
-const FIXED: usize = 96;
+const FIXED: usize = 104;
 /// Bytes of an entry.
 const ENTRY: usize = 12;
 const CHUNK: usize = 8;
 const SEGMENT: usize = 32;
+const IN_USE: usize = 16;
 /// Bytes at the end: the directory's length.
 const TRAILER: u64 = 8;
 /// Bytes of a record with a key, at the least.
 pub(crate) const SHORTEST_RECORD: u64 = HEADER as u64 + 8;
 /// Bytes of a directory, at the most: 2^16 shards, and the segments that a list has room for.
-const LONGEST: usize = FIXED + (1 << 16) * CHUNK + (1 << 20) * SEGMENT;
+const LONGEST: usize = FIXED + (1 << 16) * CHUNK + (1 << 20) * (SEGMENT + IN_USE);
 /// Entries that are read together.
 const PIECE: usize = 16 * 1024;
 
@@ -99,28 +103,36 @@ pub(crate) struct Directory {
     pub(crate) segment_len: u64,
     /// The highest number ever listed.
     pub(crate) upto: u64,
-    pub(crate) written_ms: u64,
+    /// When the newest record was written by then.
+    pub(crate) newest_ms: u64,
     pub(crate) hash_keys: [u64; 4],
     pub(crate) hash_check: u64,
     pub(crate) chunks: Vec<Chunk>,
     /// In order of number.
     pub(crate) segments: Vec<Covered>,
+    /// Numbers of the others, and up to where each was written.
+    pub(crate) in_use: Vec<(u64, u64)>,
 }
 
 impl Directory {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&self.store_id);
-        let words = [self.segment_len, self.upto, self.written_ms].into_iter().chain(self.hash_keys);
+        let words = [self.segment_len, self.upto, self.newest_ms].into_iter().chain(self.hash_keys);
         words.chain([self.hash_check]).for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
         let mut put = |word: u32| bytes.extend_from_slice(&word.to_le_bytes());
         put(self.chunks.len() as u32);
         put(self.segments.len() as u32);
+        put(self.in_use.len() as u32);
+        put(0);
         self.chunks.iter().for_each(|chunk| [chunk.entries, chunk.crc].into_iter().for_each(&mut put));
         for Covered { number, end, live_bytes, holds } in &self.segments {
             [*number, *end, *live_bytes, *holds as u64]
                 .iter()
                 .for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+        }
+        for word in self.in_use.iter().flat_map(|(number, end)| [number, end]) {
+            bytes.extend_from_slice(&word.to_le_bytes());
         }
         bytes
     }
@@ -136,10 +148,14 @@ impl Directory {
             return None;
         }
         let store_id = *fixed[8..].first_chunk()?;
-        let [chunks, segments] = [88, 92].map(|at| field(fixed, at) as usize);
-        let (chunks, segments) =
-            rest.split_at_checked(chunks * CHUNK).filter(|(_, rest)| rest.len() == segments * SEGMENT)?;
+        let [chunks, segments, in_use] = [88, 92, 96].map(|at| field(fixed, at) as usize);
+        let (chunks, rest) = rest.split_at_checked(chunks * CHUNK)?;
+        let (segments, rest) = rest.split_at_checked(segments * SEGMENT)?;
+        if rest.len() != in_use * IN_USE {
+            return None;
+        }
         let chunks = chunks.chunks_exact(CHUNK).map(|chunk| Chunk { entries: field(chunk, 0), crc: field(chunk, 4) });
+        let in_use = rest.chunks_exact(IN_USE).map(|bytes| (long(bytes, 0), long(bytes, 8)));
         let segment = |bytes: &[u8]| {
             let [number, end, live_bytes, holds] = [0, 8, 16, 24].map(|at| long(bytes, at));
             Some(Covered { number, end, live_bytes, holds: Holds::from_word(holds)? })
@@ -148,11 +164,12 @@ impl Directory {
             store_id,
             segment_len: long(fixed, 24),
             upto: long(fixed, 32),
-            written_ms: long(fixed, 40),
+            newest_ms: long(fixed, 40),
             hash_keys: [48, 56, 64, 72].map(|at| long(fixed, at)),
             hash_check: long(fixed, 80),
             chunks: chunks.collect(),
             segments: segments.chunks_exact(SEGMENT).map(segment).collect::<Option<_>>()?,
+            in_use: in_use.collect(),
         })
     }
 
@@ -272,11 +289,12 @@ mod tests {
             store_id: [5; 16],
             segment_len: 64 * 1024,
             upto: 9,
-            written_ms: 77,
+            newest_ms: 77,
             hash_keys: [1, 2, 3, 4],
             hash_check: 99,
             chunks: chunks.iter().map(|bytes| Chunk::of(bytes)).collect(),
             segments: vec![covered(1, Holds::Reservations), covered(4, Holds::Answers), covered(9, Holds::Notes)],
+            in_use: vec![(7, 5000), (8, 4096)],
         };
         (directory, chunks)
     }

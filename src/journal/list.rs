@@ -174,11 +174,6 @@ impl SegmentList {
         Some(self.index).filter(|index| *index != Fingerprint::NONE)
     }
 
-    /// Forgets which index counts; the next list says so, and the index itself has to be gone for good before that.
-    pub(crate) fn forget_index(&mut self) {
-        self.index = Fingerprint::NONE;
-    }
-
     /// Says which index counts from here on. If that fails this list or the one of before is there, and the next one says it again.
     pub(crate) fn set_index(&mut self, index: Fingerprint, poison: &Poison) -> Result<()> {
         poison.check()?;

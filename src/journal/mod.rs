@@ -185,6 +185,8 @@ pub(crate) struct Journal {
     /// Rung when a segment filled up.
     pub(crate) seal_bell: Bell,
     syncs: AtomicU64,
+    /// When the newest record was written.
+    newest_ms: CachePadded<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -203,6 +205,7 @@ impl Journal {
         segments: &[Arc<Segment>],
         blank: Option<u64>,
         next_number: u64,
+        newest_ms: u64,
     ) -> Result<Self> {
         let full = Arc::new(full_segment()?);
         let head = || StreamHead { active: ArcSwap::from(Arc::clone(&full)), turn: Mutex::default() };
@@ -230,6 +233,7 @@ impl Journal {
             memory_bell: Bell::default(),
             seal_bell: Bell::default(),
             syncs: AtomicU64::new(0),
+            newest_ms: CachePadded::new(AtomicU64::new(newest_ms)),
         };
         journal.count_again();
         Ok(journal)
@@ -244,6 +248,11 @@ impl Journal {
         let blank = if self.has_blank() { self.options.segment_len } else { 0 };
         self.opened_bytes = self.map.load().iter().map(|segment| segment.accounted_bytes()).sum::<u64>() + blank;
         self.used_bytes = AtomicU64::new(self.opened_bytes);
+    }
+
+    /// When the newest record was written, of those that were published before the call.
+    pub(crate) fn newest_ms(&self) -> u64 {
+        self.newest_ms.load(Ordering::Relaxed)
     }
 
     /// Syncs that callers waited for.
@@ -956,6 +965,10 @@ impl Claim<'_> {
     pub(crate) fn write(&mut self, meta: &Meta, key: &[&[u8]], payload: &[u8], sync: bool) -> Result<()> {
         self.open = false;
         let journal = self.journal;
+        // Before the publication. It changes once a millisecond at the most, so that nobody waits for the line.
+        if meta.written_ms > journal.newest_ms.load(Ordering::Relaxed) {
+            journal.newest_ms.fetch_max(meta.written_ms, Ordering::Relaxed);
+        }
         self.segment.put(self.start, meta, key, payload, &journal.poison);
         journal.poison.check()?;
         if sync && journal.options.persistent {

@@ -419,6 +419,63 @@ fn an_index_that_cannot_be_written_harms_nobody() {
     }
 }
 
+/// As in a directory that was copied while the store was in use, file by file.
+#[test]
+fn an_index_with_older_copies_of_the_segments_that_were_in_use_is_passed_over() {
+    let disk = SimDisk::new();
+    let store = open(&disk);
+    (0..1200).for_each(|key| drop(store.reserve(&request(&format!("{key:0200}"), 1)).unwrap()));
+    complete(&store, "one", 8);
+    let before: Vec<_> = disk.files().into_iter().map(|(name, _)| (disk.contents(&name).unwrap(), name)).collect();
+    for key in 0..10 {
+        interrupted(store.reserve(&request(&format!("{key:0200}"), 1)).unwrap()).complete(b"late").unwrap();
+    }
+    while store.maintain(usize::MAX).unwrap().has_more {}
+    assert!(has_index(&disk));
+    let (whole, mixed) = (disk.after_process_death(), disk.after_process_death());
+    let mut older = 0;
+    for (bytes, name) in before.into_iter().filter(|(_, name)| name.ends_with(".seg")) {
+        older += usize::from(mixed.contents(&name).is_some_and(|now| now != bytes));
+        mixed.put(&name, bytes);
+    }
+    assert!(older > 0);
+    assert!(open(&whole).recovery().indexed > 1000);
+    let store = open(&mixed);
+    assert_eq!((store.recovery().indexed, store.recovery().interrupted), (0, 1200));
+}
+
+#[test]
+fn an_index_says_when_the_newest_record_was_written_and_not_when_it_was_itself() {
+    let (clock, builder) = manual();
+    let builder = builder.retention(Retention::Forever);
+    let disk = SimDisk::new();
+    let store = builder.clone().index(false).open_simulated(&disk).unwrap();
+    complete(&store, "key", 8);
+    drop(store);
+    clock.advance(1000 * HOUR);
+    builder.clone().open_simulated(&disk).unwrap().close().unwrap();
+    let store = builder.clone().open_simulated(&disk).unwrap();
+    assert_eq!((store.recovery().indexed, store.recovery().clock_ahead), (1, 1000 * HOUR));
+    drop(store);
+    let limited = builder.clock_jump_limit(999 * HOUR).open_simulated(&disk);
+    assert_eq!(limited.unwrap_err().kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn what_bears_the_name_of_an_index_and_cannot_be_removed_harms_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = builder().open(dir.path()).unwrap();
+    complete(&store, "key", 8);
+    store.close().unwrap();
+    std::fs::remove_file(dir.path().join(INDEX)).unwrap();
+    std::fs::create_dir(dir.path().join(INDEX)).unwrap();
+    for index in [true, false] {
+        let store = builder().index(index).open(dir.path()).unwrap();
+        assert!(store.get(&request("key", 1)).unwrap().is_some());
+        store.close().unwrap();
+    }
+}
+
 /// Answers of which a segment holds two; a reservation that is released is a record of the reservations' segment only.
 #[test]
 fn a_checkpoint_leaves_callers_the_room_that_they_had() {

@@ -169,7 +169,7 @@ impl Storage for FileMedia {
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        remove(&self.handle, name).map_err(|source| Error::io("remove a segment", &self.path(name), source))
+        remove(&self.handle, name).map_err(|source| Error::io("remove", &self.path(name), source))
     }
 
     fn sync_names(&self) -> Result<()> {
