@@ -64,6 +64,8 @@ fn open(disk: &SimDisk, mode: RecoveryMode, takes_any_length: bool) -> oncekey::
         .durability(Durability::Synced)
         .retention(Retention::Forever)
         .seed(1)
+        // All of it is read; `by_index` does otherwise.
+        .index(false)
         .recovery(mode);
     if takes_any_length { builder } else { builder.segment_size(SEGMENT) }.open_simulated(disk)
 }
@@ -138,8 +140,13 @@ fuzz_target!(|input: Input| {
     let says_len = says_len.map_or(0, |(_, bytes)| u64::from_le_bytes(bytes[40..48].try_into().unwrap()));
     let takes_any_length = input.takes_any_length && says_len <= LONGEST;
     let mode = if input.salvages { RecoveryMode::Salvage } else { RecoveryMode::Strict };
-    let disk = SimDisk::new();
-    files.iter().for_each(|(name, contents)| disk.put(name, contents.clone()));
+    let lay = || {
+        let disk = SimDisk::new();
+        files.iter().for_each(|(name, contents)| disk.put(name, contents.clone()));
+        disk
+    };
+    by_index(&lay());
+    let disk = lay();
     match open(&disk, mode, takes_any_length) {
         Ok(store) => go_on(store, disk, &input, takes_any_length),
         Err(error) => {
@@ -156,6 +163,22 @@ fuzz_target!(|input: Input| {
         }
     }
 });
+
+/// Opens it by its index, if it has one: what that stands for may be damaged, and is told of.
+fn by_index(disk: &SimDisk) {
+    let builder = Store::builder().clock(Arc::new(ManualClock::new(NOW_MS))).background(false).seed(1);
+    let Ok(store) = builder.segment_size(SEGMENT).open_simulated(disk) else { return };
+    let is_damage = |error: &oncekey::Error| error.kind() == ErrorKind::Corrupt && error.path().is_some();
+    let verified = store.verify();
+    assert!(verified.as_ref().err().is_none_or(is_damage), "{verified:?}");
+    assert!(verified.is_ok() || store.recovery().indexed > 0, "{verified:?}");
+    for key in 0..KEYS {
+        let name = known_key(key);
+        let answer = store.get(&request(&name));
+        assert!(answer.as_ref().err().is_none_or(is_damage), "{answer:?}");
+    }
+    store.maintain(usize::MAX).ok();
+}
 
 fn go_on(store: Store, disk: SimDisk, input: &Input, takes_any_length: bool) {
     store.verify().expect("what was opened is whole");
