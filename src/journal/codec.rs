@@ -404,14 +404,16 @@ impl<'a> RecordRef<'a> {
     }
 }
 
+/// The four bytes at an offset as a number; the caller knows that they are there.
 #[inline]
-fn field(header: &[u8; HEADER], at: usize) -> u32 {
-    u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+pub(super) fn field(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+/// The eight bytes at an offset as a number; the caller knows that they are there.
 #[inline]
-fn long(header: &[u8; HEADER], at: usize) -> u64 {
-    u64::from(field(header, at)) | u64::from(field(header, at + 4)) << 32
+pub(super) fn long(bytes: &[u8], at: usize) -> u64 {
+    u64::from(field(bytes, at)) | u64::from(field(bytes, at + 4)) << 32
 }
 
 /// What a segment is called, and where it belongs.

@@ -40,11 +40,6 @@ impl Dues {
     /// Notes that the answer at an offset is kept until then; `u64::MAX`: for ever.
     #[inline]
     pub(crate) fn note(&self, at: u64, deadline_ms: u64) {
-        self.note_block(at, deadline_ms);
-    }
-
-    #[inline]
-    fn note_block(&self, at: u64, deadline_ms: u64) {
         if deadline_ms == u64::MAX {
             return;
         }
@@ -58,7 +53,7 @@ impl Dues {
     /// Notes what others noted, of the same segment.
     pub(crate) fn note_all(&self, others: &Dues) {
         for block in &others.blocks {
-            self.note_block(block.first.load(Ordering::SeqCst), block.earliest_ms.load(Ordering::SeqCst));
+            self.note(block.first.load(Ordering::SeqCst), block.earliest_ms.load(Ordering::SeqCst));
         }
     }
 

@@ -28,7 +28,7 @@
 //!
 //! All integers are little-endian.
 
-use super::codec::{HEADER, SEGMENT_HEAD};
+use super::codec::{HEADER, SEGMENT_HEAD, field, long};
 use super::media::{Blob, Storage};
 use crate::fingerprint::Fingerprint;
 use std::sync::Arc;
@@ -254,14 +254,6 @@ pub(crate) fn make_unreadable(storage: &dyn Storage) {
         let start = end.saturating_sub(u64::from_le_bytes(trailer)).max(end.saturating_sub(LONGEST as u64));
         blob.overwrite(start, &vec![0; (end - start) as usize]).and_then(|()| blob.sync()).ok();
     }
-}
-
-fn field(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(*bytes[at..].first_chunk().expect("the caller knows the length"))
-}
-
-fn long(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(*bytes[at..].first_chunk().expect("the caller knows the length"))
 }
 
 #[cfg(test)]

@@ -178,7 +178,7 @@ impl SegmentList {
     pub(crate) fn set_index(&mut self, index: Fingerprint, poison: &Poison) -> Result<()> {
         poison.check()?;
         self.index = index;
-        self.write(self.sequence + 1, self.listed.clone(), poison)
+        self.put(self.listed.clone(), poison)
     }
 
     /// Makes no index count from here on.

@@ -5,7 +5,7 @@
 //! a gap means is for recovery to say. Zeros up to the segment's end are not a gap but space that was never written.
 
 use super::codec::{
-    Binding, HEAD_MARK, HEADER, Kind, OLD_HEAD_MARK, RecordRef, SEGMENT_HEAD, SEGMENT_HEADER, Unreadable,
+    Binding, HEAD_MARK, HEADER, Kind, OLD_HEAD_MARK, RecordRef, SEGMENT_HEAD, SEGMENT_HEADER, Unreadable, long,
 };
 use super::dues::Dues;
 use super::media::Blob;
@@ -34,8 +34,7 @@ impl Target {
     }
 
     fn decode_all(payload: &[u8]) -> impl Iterator<Item = Target> + '_ {
-        let long = |bytes: &[u8]| bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
-        payload.chunks_exact(16).map(move |pair| Target { lsn: long(&pair[..8]), len: long(&pair[8..]) })
+        payload.chunks_exact(16).map(|pair| Target { lsn: long(pair, 0), len: long(pair, 8) })
     }
 }
 
@@ -153,13 +152,7 @@ pub(crate) fn check(blob: &dyn Blob, binding: Binding, base: u64, end: u64) -> i
         None => {
             bytes.resize(blob.len() as usize, 0);
             blob.read_at(0, &mut bytes)?;
-            let whole = scan(&bytes, binding, base);
-            let mut at = SEGMENT_HEAD;
-            while let Ok(record) = RecordRef::check(binding, &bytes, at) {
-                note(at, &record);
-                at += record.len();
-            }
-            whole
+            scan_visiting(&bytes, binding, base, note)
         }
     };
     // Behind the seal nothing counts.
@@ -172,6 +165,11 @@ pub(crate) fn check(blob: &dyn Blob, binding: Binding, base: u64, end: u64) -> i
 
 /// Reads all of a segment's bytes.
 pub(crate) fn scan(bytes: &[u8], binding: Binding, base: u64) -> Scan {
+    scan_visiting(bytes, binding, base, |_, _| {})
+}
+
+/// As [`scan`]; `visit` is shown each record, with its offset.
+fn scan_visiting(bytes: &[u8], binding: Binding, base: u64, mut visit: impl FnMut(u64, &RecordRef<'_>)) -> Scan {
     let mut scan = Scan::of_head(bytes, binding, base);
     let mut at = SEGMENT_HEAD;
     while let Some(found) = next_written(bytes, at) {
@@ -179,6 +177,7 @@ pub(crate) fn scan(bytes: &[u8], binding: Binding, base: u64) -> Scan {
         match RecordRef::check(binding, bytes, at) {
             Ok(record) => {
                 scan.note(&record, at, base);
+                visit(at, &record);
                 at += record.len();
                 if scan.is_sealed {
                     // Nothing was ever written behind a seal.

@@ -12,7 +12,7 @@ use super::commit::{GroupCommit, Poison};
 use super::dues::Dues;
 use super::media::{Blob, Storage};
 use super::reader;
-use super::watermark::Written;
+use super::watermark::{Starts, Written};
 use crate::error::Error;
 use crate::mmap::Region;
 use crate::record::Record;
@@ -29,8 +29,6 @@ const STRIPES: u64 = 64;
 /// How much is faulted in by one call: a huge page, and short enough to not hold the address space's lock for long.
 const FAULT_STEP: u64 = 2 << 20;
 const UNSET: u64 = u64::MAX;
-/// Records are at least so long.
-const GRANULE: u64 = HEADER as u64;
 /// More than any segment is long: a claim that fills it.
 const FILL: u64 = 1 << 40;
 
@@ -94,8 +92,8 @@ pub(crate) struct Segment {
     all_unwritten: Mutex<BTreeMap<u64, u64>>,
     /// Whether all records were checked since the segment was opened; not if an index stood for them.
     checked: AtomicBool,
-    /// Until then, a bit for each stretch that a record begins in which was checked by itself.
-    looked_at: OnceLock<Box<[AtomicU64]>>,
+    /// Until then, the records that were checked by themselves.
+    looked_at: OnceLock<Starts>,
     /// Where such a one was found damaged.
     damaged: Mutex<BTreeSet<u64>>,
     /// Where it was found damaged then.
@@ -566,8 +564,7 @@ impl Segment {
     }
 
     fn was_looked_at(&self, at: u64) -> bool {
-        let word = |bits: &[AtomicU64]| bits[(at / GRANULE / 64) as usize].load(Ordering::Acquire);
-        self.looked_at.get().is_some_and(|bits| word(bits) & 1 << (at / GRANULE % 64) != 0)
+        self.looked_at.get().and_then(|starts| starts.get(at)).unwrap_or(false)
     }
 
     /// Whether the record at an offset has to be checked before it is read.
@@ -581,9 +578,7 @@ impl Segment {
     /// It is not read through the mapping: a device that can't is an error so, and the page is in memory then.
     pub(crate) fn look_at(&self, at: u64) -> io::Result<()> {
         if self.is_whole(at)? {
-            let words = || (0..self.len.div_ceil(GRANULE * 64)).map(|_| AtomicU64::new(0)).collect();
-            let bits = self.looked_at.get_or_init(words);
-            bits[(at / GRANULE / 64) as usize].fetch_or(1 << (at / GRANULE % 64), Ordering::AcqRel);
+            self.looked_at.get_or_init(|| Starts::new(self.len)).set(at);
         } else {
             self.damaged.lock().insert(at);
         }

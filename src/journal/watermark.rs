@@ -17,11 +17,35 @@ use crate::sync::{Backoff, Mutex};
 const GRANULE: u64 = 64;
 const PER_WORD: u64 = GRANULE * 64;
 
+/// A bit for each record of a segment, by where it starts.
+#[derive(Debug)]
+pub(crate) struct Starts(Box<[AtomicU64]>);
+
+impl Starts {
+    /// For records below `len`; none is set.
+    pub(crate) fn new(len: u64) -> Self {
+        Starts((0..len.div_ceil(PER_WORD)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    #[inline]
+    pub(crate) fn set(&self, start: u64) {
+        // Not only a release: see `dues`.
+        self.0[(start / PER_WORD) as usize].fetch_or(bit(start), Ordering::SeqCst);
+    }
+
+    /// Whether it is set; `None` if there is no bit for it.
+    #[inline]
+    pub(crate) fn get(&self, start: u64) -> Option<bool> {
+        let word = self.0.get((start / PER_WORD) as usize)?;
+        Some(word.load(Ordering::SeqCst) & bit(start) != 0)
+    }
+}
+
 /// The records that are written.
 #[derive(Debug)]
 pub(crate) struct Written {
-    /// A bit for each granule: whether a record that begins in it is written. None where no more will be.
-    starts: Box<[AtomicU64]>,
+    /// None where no more will be.
+    starts: Starts,
     /// Offset up to which every byte is written.
     watermark: AtomicU64,
     /// Held by who moves it.
@@ -31,9 +55,8 @@ pub(crate) struct Written {
 impl Written {
     /// All below `at` is written, and nothing else up to `len`.
     pub(crate) fn new(at: u64, len: u64) -> Self {
-        let words = if at < len { len.div_ceil(PER_WORD) } else { 0 };
         Written {
-            starts: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            starts: Starts::new(if at < len { len } else { 0 }),
             watermark: AtomicU64::new(at),
             moving: Mutex::default(),
         }
@@ -45,17 +68,13 @@ impl Written {
         if planted!(HoleAcknowledged) {
             self.watermark.fetch_max(start + len, Ordering::AcqRel);
         }
-        // Not only a release: see `dues`.
-        self.starts[(start / PER_WORD) as usize].fetch_or(bit(start), Ordering::SeqCst);
+        self.starts.set(start);
     }
 
     /// Whether the record at `start` is written.
     #[inline]
     pub(crate) fn has(&self, start: u64) -> bool {
-        match self.starts.get((start / PER_WORD) as usize) {
-            Some(word) => word.load(Ordering::SeqCst) & bit(start) != 0,
-            None => start < self.watermark.load(Ordering::Acquire),
-        }
+        self.starts.get(start).unwrap_or_else(|| start < self.watermark.load(Ordering::Acquire))
     }
 
     /// Waits until the record at `start`, which was claimed, is written.
@@ -70,7 +89,7 @@ impl Written {
     /// The watermark; `len_of` says how long a written record is, and is asked of none below it.
     pub(crate) fn watermark(&self, len_of: impl Fn(u64) -> u64) -> u64 {
         let mut at = self.watermark.load(Ordering::Acquire);
-        if self.starts.is_empty() || !self.has(at) {
+        if self.starts.get(at) != Some(true) {
             return at;
         }
         let _moving = self.moving.lock();
