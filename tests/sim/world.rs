@@ -1252,9 +1252,9 @@ impl World {
         assert_eq!(report.completed + report.interrupted, store.stats().keys);
         self.found_bytes = segment_bytes(&self.disk);
         self.tally.indexed += u64::from(report.indexed > 0);
-        // What was over when an index was written can't come back by a clock that was set back since.
-        // It costs two openings more.
-        if report.indexed > 0 && !self.is_armed && report.clock_behind.is_zero() && seed.is_multiple_of(3) {
+        // What was over when an index was written is in the journal still, and comes back from there if it was ever later
+        // than now. It costs two openings more.
+        if report.indexed > 0 && !self.is_armed && self.now_ms == self.latest_ms && seed.is_multiple_of(3) {
             self.check_index(&found);
         }
         self.store = Some(store);
