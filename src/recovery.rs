@@ -264,6 +264,12 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
     for number in &doomed {
         storage.remove(&segment_name(*number))?;
     }
+    // A file that is too short can't be written to where its records end.
+    let rebuilt = kept.into_iter().map(|(segment, repair)| match segment.has_to_be_rebuilt {
+        true => rebuild(&*storage, store_id, segment).map(|segment| (segment, repair)),
+        false => Ok((segment, repair)),
+    });
+    let kept = rebuilt.collect::<Result<Vec<_>>>()?;
     if kept.iter().any(|(_, repair)| !repair.scrubs.is_empty()) {
         // Or a power cut could leave a record half overwritten, and not the note of that: the note's own sync may have failed.
         for (segment, _) in kept.iter().filter(|(segment, _)| !segment.scan.targets.is_empty()) {
@@ -276,7 +282,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
     }
     let (mut segments, mut endings) = (Vec::new(), Vec::new());
     for (segment, repair) in kept {
-        let (segment, ending) = mend(&storage, store_id, segment, repair, &mut report)?;
+        let (segment, ending) = mend(&storage, segment, repair, &mut report)?;
         endings.extend(ending.map(|ending| (Arc::clone(&segment), ending)));
         segments.push(segment);
     }
@@ -951,12 +957,10 @@ struct Ending {
 /// Writes what `classify` decided, and hands the segment over; it takes no more records, and is sealed by what is left to do.
 fn mend(
     storage: &Arc<dyn Storage>,
-    store_id: [u8; 16],
     segment: Found,
     repair: Repair,
     report: &mut RecoveryReport,
 ) -> Result<(Arc<Segment>, Option<Ending>)> {
-    let segment = if segment.has_to_be_rebuilt { rebuild(&**storage, store_id, segment)? } else { segment };
     let unsynced = segment.unsynced();
     let Found { number, base, binding, blob, scan, .. } = segment;
     let path = storage.path(&segment_name(number));

@@ -17,6 +17,7 @@ const FIRST_RECORD: usize = 4096;
 const KINDS_WITH_KEY: [u8; 5] = [0x11, 0x12, 0x21, 0x22, 0x31];
 const COMPLETED: u8 = 0x21;
 const SCRUBBED: u8 = 0x41;
+const ERASE: u8 = 0x42;
 const MARK: u8 = 0x51;
 const SEAL: u8 = 0x52;
 const PAD: u8 = 0x61;
@@ -218,6 +219,29 @@ fn case_b_a_segment_that_only_lost_its_empty_end_is_whole_again_after_salvage() 
     assert_eq!(found(&store, 13), expected());
     store.close().unwrap();
     assert_eq!(found(&strict(&disk), 12), expected()[..12]);
+}
+
+/// Found by simulation: what was beside an erasure was to be written once more, into a file that was not whole yet.
+#[test]
+fn case_b_a_segment_in_use_that_lost_its_end_beside_an_erasure_is_whole_again_after_salvage() {
+    let disk = SimDisk::new();
+    let store = builder(Durability::Buffered).open_simulated(&disk).unwrap();
+    (0..4).for_each(|number| complete(&store, number));
+    store.erase(&Request::new(&key(3))).unwrap();
+    let image = disk.after_process_death();
+    let expected = found(&strict(&copy(&image)), 4);
+    // The note ends in zeros, and is whole without them.
+    let name = segment_with(&image, ERASE).0;
+    let bytes = image.contents(&name).unwrap();
+    let end = FIRST_RECORD + raw_records(&bytes)[0].len;
+    assert!(bytes[end - 7..end].iter().all(|byte| *byte == 0));
+    for len in end - 7..end + 7 {
+        let disk = copy(&image);
+        change(&disk, &name, |bytes| bytes.truncate(len));
+        let store = salvage(&disk);
+        assert!(!store.recovery().lost.is_empty(), "cut to {len}");
+        assert_eq!(found(&store, 4), expected, "cut to {len}");
+    }
 }
 
 #[test]
