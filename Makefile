@@ -3,13 +3,13 @@
 	corruption corruption-release fuzz fuzz-long demo bench instructions compare compare-full compare-setup lint lint-compare
 
 # Seconds that each fuzz target runs.
-FUZZ_SECONDS ?= 40
+FUZZ_SECONDS ?= 30
 # Executions of `fuzz-long`, over all targets: a tenth of them with crashes and restarts.
 RUNS ?= 100000000
 # The history to simulate, its operations, and how many histories `sim-many` runs.
 SEED ?= 0
 OPS ?= 2000
-SEEDS ?= 1000
+SEEDS ?= 600
 # Histories of real threads to record and check.
 HISTORIES ?= 50000
 # Schedules to run the whole store under.
