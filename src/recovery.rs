@@ -246,7 +246,7 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
         false => upto,
     };
     let blank = found.iter().rfind(|segment| segment.is_spare()).map(|segment| segment.number);
-    let (blanks, kept): (Vec<_>, Vec<_>) =
+    let (blanks, mut kept): (Vec<_>, Vec<_>) =
         found.into_iter().zip(repairs).partition(|(segment, _)| segment.scan.is_blank());
     doomed.extend(blanks.iter().map(|(segment, _)| segment.number).filter(|number| Some(*number) != blank));
     let wanted = Listed { upto, numbers: kept.iter().map(|(segment, _)| segment.number).collect() };
@@ -265,11 +265,9 @@ pub(crate) fn recover(storage: Arc<dyn Storage>, plan: &Plan) -> Result<Recovery
         storage.remove(&segment_name(*number))?;
     }
     // A file that is too short can't be written to where its records end.
-    let rebuilt = kept.into_iter().map(|(segment, repair)| match segment.has_to_be_rebuilt {
-        true => rebuild(&*storage, store_id, segment).map(|segment| (segment, repair)),
-        false => Ok((segment, repair)),
-    });
-    let kept = rebuilt.collect::<Result<Vec<_>>>()?;
+    for (segment, _) in kept.iter_mut().filter(|(segment, _)| segment.has_to_be_rebuilt) {
+        segment.blob = rebuild(&*storage, store_id, segment)?;
+    }
     if kept.iter().any(|(_, repair)| !repair.scrubs.is_empty()) {
         // Or a power cut could leave a record half overwritten, and not the note of that: the note's own sync may have failed.
         for (segment, _) in kept.iter().filter(|(segment, _)| !segment.scan.targets.is_empty()) {
@@ -1048,7 +1046,7 @@ fn rewrite(blob: &dyn Blob, unsynced: Range<u64>) -> std::io::Result<()> {
 }
 
 /// Replaces a file whose length or header is wrong by one with the same records.
-fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: Found) -> Result<Found> {
+fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: &Found) -> Result<Arc<dyn Blob>> {
     let name = segment_name(segment.number);
     let len = segment.len;
     let mut bytes = Vec::new();
@@ -1058,7 +1056,7 @@ fn rebuild(storage: &dyn Storage, store_id: [u8; 16], segment: Found) -> Result<
     let header = SegmentHeader::new(store_id, segment.number, len).encode();
     bytes[..header.len()].copy_from_slice(&header);
     storage.write_small(&name, &bytes)?;
-    Ok(Found { blob: storage.open(&name)?, ..segment })
+    storage.open(&name)
 }
 
 /// Puts the keys of the segments' records into the table: of each key's records the one that counts.
