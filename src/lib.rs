@@ -39,6 +39,8 @@
 //!
 //! # Features
 //!
+//! - `http`: an `Idempotency-Key` layer for tower services, such as those of axum, hyper and tonic.
+//! - `gateway`: the binary `oncekey`, whose subcommand `gateway` puts the same before any HTTP service.
 //! - `testing`: a simulated disk with power cuts, and the parts that benches and fuzzing drive. No promise of stability.
 
 #![warn(missing_docs)]
@@ -54,6 +56,8 @@ mod clock;
 mod erase;
 mod error;
 mod fingerprint;
+#[cfg(feature = "http")]
+pub mod http;
 mod journal;
 mod key;
 mod maintain;
@@ -84,7 +88,7 @@ pub use recovery::{Damage, RecoveryMode, RecoveryReport};
 pub use reservation::{Reservation, Unwritten};
 pub use run::{Ran, RunError, Verdict};
 pub use stats::Stats;
-pub use store::{Erasure, MAX_LEASE, Mismatch, Outcome, Store};
+pub use store::{Erasure, Lookup, MAX_LEASE, Mismatch, Outcome, Standing, Store};
 
 /// Inner parts, for tests, benches and fuzzing only.
 #[cfg(any(test, feature = "testing"))]

@@ -97,6 +97,40 @@ pub struct Mismatch {
     pub asked: Fingerprint,
 }
 
+/// How a key stands; see [`Store::lookup`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Lookup {
+    /// The fingerprint that the key stands for.
+    pub fingerprint: Fingerprint,
+    /// How often the operation was begun.
+    pub attempt: u32,
+    /// Its state.
+    pub standing: Standing,
+}
+
+/// The state of a key that was used.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Standing {
+    /// Somebody runs the operation.
+    Running {
+        /// Number of the owner's reservation.
+        fence: u64,
+        /// What is left of its lease; `None` while the answer is being written.
+        lease_left: Option<Duration>,
+    },
+    /// An owner vanished, and nobody came by since.
+    Interrupted {
+        /// Number of the reservation that was lost.
+        fence: u64,
+        /// What its owner left for the next.
+        recovery_point: Option<Record>,
+    },
+    /// The operation was done.
+    Completed(Record),
+}
+
 /// What an erasure found and overwrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -159,7 +193,27 @@ impl Store {
     /// `InvalidKey`, `Closed`, `Forked`, and `Corrupt` if the key's record is damaged. `Poisoned` if the request is
     /// `Synced` and the answer can't be made durable any more.
     pub fn get(&self, request: &Request<'_>) -> Result<Option<Record>> {
-        self.engine().answer_of(request)
+        let found = self.lookup(request)?;
+        Ok(found.and_then(|found| match found.standing {
+            Standing::Completed(record) => Some(record),
+            Standing::Running { .. } | Standing::Interrupted { .. } => None,
+        }))
+    }
+
+    /// How a key stands, whatever its fingerprint, without a claim to it; `None` if nobody used it.
+    ///
+    /// It is not counted as a request.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Store::get).
+    pub fn lookup(&self, request: &Request<'_>) -> Result<Option<Lookup>> {
+        self.engine().lookup(request)
+    }
+
+    /// What operations survive that don't say so themselves.
+    pub fn durability(&self) -> Durability {
+        self.engine().limits.durability
     }
 
     /// Forgets a key whatever its state, and overwrites its bytes wherever the journal holds them.
@@ -755,26 +809,38 @@ impl Engine {
         Ok(answer.record)
     }
 
-    pub(crate) fn answer_of(&self, request: &Request<'_>) -> Result<Option<Record>> {
+    pub(crate) fn lookup(&self, request: &Request<'_>) -> Result<Option<Lookup>> {
         self.admit()?;
         Engine::check_key(&request.key)?;
         let hash = self.hasher.hash(&request.key);
         let tag = tag_of(hash);
-        let now_ms = if planted!(ExpiredReturned) { 0 } else { self.clock.now_ms() };
-        let Some((mut shard, at)) = self.find(hash, &request.key)? else { return Ok(None) };
-        let slot = shard.table.slot(at);
-        let entry = self.journal.entry(&shard.segments, slot.word().lsn())?;
-        let state = shard.state(slot, entry.fence(), entry.deadline_ms());
-        if let Transition::To(phase) = state::step(state, Event::Elapse(now_ms)) {
-            self.elapse(&mut shard, at, tag, state.fence, phase, now_ms);
-            // What has an end is an answer, which is gone now, or a lease.
-            return Ok(None);
+        loop {
+            let now_ms = if planted!(ExpiredReturned) { 0 } else { self.clock.now_ms() };
+            let Some((mut shard, at)) = self.find(hash, &request.key)? else { return Ok(None) };
+            let slot = shard.table.slot(at);
+            let entry = self.journal.entry(&shard.segments, slot.word().lsn())?;
+            let state = shard.state(slot, entry.fence(), entry.deadline_ms());
+            if let Transition::To(phase) = state::step(state, Event::Elapse(now_ms)) {
+                self.elapse(&mut shard, at, tag, state.fence, phase, now_ms);
+                continue;
+            }
+            let (fingerprint, attempt, fence) = (entry.fingerprint(), entry.attempt(), entry.fence());
+            let standing = match state.phase {
+                Phase::Completed => {
+                    let answer = self.answer(&shard, &entry, self.syncs(request));
+                    Standing::Completed(self.give(shard, answer)?)
+                }
+                Phase::Reserved | Phase::Completing => {
+                    let left = Duration::from_millis(state.deadline_ms.saturating_sub(now_ms));
+                    Standing::Running { fence, lease_left: (state.deadline_ms != u64::MAX).then_some(left) }
+                }
+                Phase::Interrupted => {
+                    Standing::Interrupted { fence, recovery_point: Interrupted::new(&shard, at, &entry).point }
+                }
+                Phase::Vacant | Phase::Released => return Ok(None),
+            };
+            return Ok(Some(Lookup { fingerprint, attempt, standing }));
         }
-        if state.phase != Phase::Completed {
-            return Ok(None);
-        }
-        let answer = self.answer(&shard, &entry, self.syncs(request));
-        self.give(shard, answer).map(Some)
     }
 
     fn verify(&self) -> Result<u64> {

@@ -1,0 +1,139 @@
+//! The one type of body that the layer hands on, of requests as of answers.
+
+use super::BoxError;
+use super::recording::Follower;
+use bytes::{Buf, Bytes};
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// A body of a request or an answer that went through the layer.
+#[derive(Default)]
+pub struct Body(Kind);
+
+#[derive(Default)]
+enum Kind {
+    #[default]
+    Empty,
+    Whole(Bytes, Option<HeaderMap>),
+    /// Some that was read already, and what is still to come.
+    Rest(Bytes, UnsyncBoxBody<Bytes, BoxError>),
+    Passed(UnsyncBoxBody<Bytes, BoxError>),
+    Followed(Follower),
+}
+
+impl Body {
+    /// Wraps any body.
+    pub fn new<B>(body: B) -> Body
+    where
+        B: http_body::Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        if body.is_end_stream() {
+            return Body::empty();
+        }
+        let frames = body.map_frame(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())));
+        Body(Kind::Passed(frames.map_err(Into::into).boxed_unsync()))
+    }
+
+    /// A body of nothing.
+    pub fn empty() -> Body {
+        Body(Kind::Empty)
+    }
+
+    pub(super) fn whole(body: Bytes, trailers: Option<HeaderMap>) -> Body {
+        if body.is_empty() && trailers.is_none() { Body::empty() } else { Body(Kind::Whole(body, trailers)) }
+    }
+
+    /// What was read of a body, and the body.
+    pub(super) fn resumed(read: Bytes, rest: Body) -> Body {
+        Body(Kind::Rest(read, rest.boxed_unsync()))
+    }
+
+    pub(super) fn followed(follower: Follower) -> Body {
+        Body(Kind::Followed(follower))
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Body {
+        Body::whole(bytes, None)
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Body {
+        Body::from(Bytes::from(bytes))
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Body {
+        Body::from(Bytes::from(text))
+    }
+}
+
+impl From<&'static str> for Body {
+    fn from(text: &'static str) -> Body {
+        Body::from(Bytes::from_static(text.as_bytes()))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.0 {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Passed(body) => Pin::new(body).poll_frame(context),
+            Kind::Followed(follower) => follower.poll_frame(context),
+            Kind::Whole(bytes, trailers) => {
+                let data = (!bytes.is_empty()).then(|| Frame::data(std::mem::take(bytes)));
+                let frame = data.or_else(|| trailers.take().map(Frame::trailers));
+                Poll::Ready(frame.map(Ok))
+            }
+            Kind::Rest(read, _) if !read.is_empty() => Poll::Ready(Some(Ok(Frame::data(std::mem::take(read))))),
+            Kind::Rest(_, body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Whole(bytes, trailers) => bytes.is_empty() && trailers.is_none(),
+            Kind::Rest(read, body) => read.is_empty() && body.is_end_stream(),
+            Kind::Passed(body) => body.is_end_stream(),
+            Kind::Followed(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Empty => SizeHint::with_exact(0),
+            // With trailers to come, a length would end an answer of HTTP/1 before them.
+            Kind::Whole(_, Some(_)) => SizeHint::default(),
+            Kind::Whole(bytes, None) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Rest(read, body) => {
+                let mut hint = SizeHint::new();
+                hint.set_lower(body.size_hint().lower() + read.len() as u64);
+                if let Some(upper) = body.size_hint().upper() {
+                    hint.set_upper(upper + read.len() as u64);
+                }
+                hint
+            }
+            Kind::Passed(body) => body.size_hint(),
+            Kind::Followed(follower) => follower.size_hint(),
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body").field("size_hint", &self.size_hint()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,111 @@
+//! Idempotency keys for HTTP: a tower layer for axum, hyper and tonic services.
+//!
+//! A request with the header `Idempotency-Key` runs once. Whoever sends it again gets the stored answer, follows the one that is
+//! being made, or is told: 409 while it runs, 422 if the key was used for another request, 409 `outcome-unknown` if an earlier
+//! run vanished. The layer follows the IETF draft [draft-ietf-httpapi-idempotency-key-header] and answers with RFC 9457 problem
+//! details.
+//!
+//! ```
+//! use http::{Request, Response, StatusCode};
+//! use oncekey::http::{Body, IdempotencyLayer, Policy, Scope};
+//! use oncekey::Store;
+//! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let layer = IdempotencyLayer::new(Store::in_memory()?, Scope::single_tenant()).policy(Policy::new().required(true));
+//! let charge = service_fn(|_: Request<Body>| async { Ok::<_, std::convert::Infallible>(Response::new(Body::from("charged"))) });
+//! let mut service = ServiceBuilder::new().layer(layer).service(charge);
+//! for replayed in [None, Some("true")] {
+//!     let request = Request::post("/charges").header("idempotency-key", "order-42").body(Body::from("100 EUR"))?;
+//!     let response = service.ready().await?.call(request).await?;
+//!     assert_eq!(response.status(), StatusCode::OK);
+//!     assert_eq!(response.headers().get("idempotency-replayed").map(|value| value.to_str()).transpose()?, replayed);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The service runs detached: a client that leaves neither ends it nor its recording. It has a [`Running`] in its request's
+//! extensions. What can't be done: see the [crate](crate); a process that dies between an effect and its recording leaves a
+//! key whose outcome is unknown, and [`Policy::interrupted`] says what becomes of that.
+//!
+//! It needs tokio. Operations in a [`Durability::Synced`](crate::Durability::Synced) store wait for the device on tokio's blocking threads.
+//!
+//! # Problems
+//!
+//! The `type` is [`PROBLEM_PREFIX`] and:
+//!
+//! | name | status | when |
+//! |---|---|---|
+//! | `key-missing` | 400 | there is no key where one is required |
+//! | `key-invalid` | 400 | the key is repeated, empty, longer than 255 characters, or not visible ASCII |
+//! | `scope-missing` | 400 | the [`Scope`] gave nothing |
+//! | `body-incomplete` | 400 | the request's body ended early |
+//! | `body-timeout` | 408 | it took too long |
+//! | `body-too-large` | 413 | it is too large |
+//! | `in-flight` | 409 | the operation is running; with `Retry-After` |
+//! | `outcome-unknown` | 409, 500 | it was begun, and its end never recorded; 500 if it panicked just now |
+//! | `key-reused` | 422 | the key was used for another request |
+//! | `store-unavailable` | 503 | the store is full or failed; with `Retry-After` |
+//! | `answer-unreadable` | 500 | something else is stored under the key |
+//!
+//! A gRPC call gets a status instead: `ABORTED` for `in-flight`, `FAILED_PRECONDITION` for `key-reused` and `outcome-unknown`, `UNAVAILABLE`,
+//! `INVALID_ARGUMENT`; the type is in the metadata `idempotency-problem`.
+//!
+//! # Headers
+//!
+//! | header | in | what |
+//! |---|---|---|
+//! | `Idempotency-Key` | requests | the key: a structured-field string or the same without quotes |
+//! | `Idempotency-Replayed: true` | answers | it was made for an earlier request; with `Cache-Control: no-store` |
+//! | `Idempotency-Key-Expires` | answers | until when it is kept (an HTTP date); not on the first answer if that streams |
+//! | `Idempotency-Replay-Unavailable` | answers | `too-large`: the body isn't stored; `not-stored`: the store failed at the end |
+//! | `Idempotency-Unprotected` | answers | the store was unavailable, and the policy lets such requests pass |
+//! | `Idempotency-Attempt`, `-Fence`, `-Recovery-Point` | requests to the service | as [`Running`] has them; the point as a byte sequence (RFC 9651). Those of clients are taken out |
+//!
+//! # gRPC
+//!
+//! The key is the metadata `idempotency-key` of a unary call; trailers are stored, and the status in them decides. A call whose request
+//! is a stream passes: it is known by its second message, or by [`Policy::pass`], which one with no end needs. A stream of answers is
+//! recorded as any other. gRPC-Web is treated as plain HTTP.
+//!
+//! [draft-ietf-httpapi-idempotency-key-header]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+
+mod answer;
+mod body;
+mod event;
+mod key;
+mod layer;
+mod policy;
+mod problem;
+mod recording;
+mod request;
+mod run;
+mod running;
+
+pub use answer::{HeaderFilter, StoredAnswer};
+pub use body::Body;
+pub use event::{Event, EventKind, Identity};
+pub use layer::{Idempotency, IdempotencyLayer, operation_of};
+pub use policy::{
+    InFlight, Interrupted, Interruption, InvalidPointer, PayloadDigest, Policy, Reconcile, Reconciled, Scope, Verdict,
+    Verdicts, WhenUnavailable,
+};
+pub use problem::{PROBLEM_PREFIX, Problem};
+pub use running::Running;
+
+/// Any error of a body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this future with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
