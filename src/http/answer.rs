@@ -268,7 +268,7 @@ mod tests {
         }
         let kept = HeaderFilter::deny([HeaderName::from_static("x-denied")]).apply(&headers);
         assert_eq!(kept.keys().collect::<Vec<_>>(), ["x-kept"]);
-        let all = headers.keys().cloned().filter(|name| name != "x-kept");
+        let all = headers.keys().filter(|name| *name != "x-kept").cloned();
         assert!(HeaderFilter::allow(all).apply(&headers).keys().eq(["x-denied"]));
     }
 }
