@@ -5,8 +5,6 @@ use super::recording::Follower;
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::BodyExt;
-use http_body_util::combinators::UnsyncBoxBody;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -21,9 +19,44 @@ enum Kind {
     Empty,
     Whole(Bytes, Option<HeaderMap>),
     /// Some that was read already, and what is still to come.
-    Rest(Bytes, UnsyncBoxBody<Bytes, BoxError>),
-    Passed(UnsyncBoxBody<Bytes, BoxError>),
+    Rest(Bytes, AnyBody),
+    Passed(AnyBody),
     Followed(Follower),
+}
+
+type AnyBody = Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send>>;
+
+pin_project_lite::pin_project! {
+    /// A body whose pieces and errors became those of all. It tells its length, which http-body-util's combinators don't.
+    struct Erased<B> {
+        #[pin]
+        body: B,
+    }
+}
+
+impl<B> http_body::Body for Erased<B>
+where
+    B: http_body::Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = std::task::ready!(self.project().body.poll_frame(context));
+        Poll::Ready(frame.map(|frame| match frame {
+            Ok(frame) => Ok(frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))),
+            Err(error) => Err(error.into()),
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 impl Body {
@@ -36,8 +69,7 @@ impl Body {
         if body.is_end_stream() {
             return Body::empty();
         }
-        let frames = body.map_frame(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())));
-        Body(Kind::Passed(frames.map_err(Into::into).boxed_unsync()))
+        Body(Kind::Passed(Box::pin(Erased { body })))
     }
 
     /// A body of nothing.
@@ -51,7 +83,7 @@ impl Body {
 
     /// What was read of a body, and the body.
     pub(super) fn resumed(read: Bytes, rest: Body) -> Body {
-        Body(Kind::Rest(read, rest.boxed_unsync()))
+        Body(Kind::Rest(read, Box::pin(rest)))
     }
 
     pub(super) fn followed(follower: Follower) -> Body {
@@ -90,7 +122,7 @@ impl http_body::Body for Body {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut self.0 {
             Kind::Empty => Poll::Ready(None),
-            Kind::Passed(body) => Pin::new(body).poll_frame(context),
+            Kind::Passed(body) => body.as_mut().poll_frame(context),
             Kind::Followed(follower) => follower.poll_frame(context),
             Kind::Whole(bytes, trailers) => {
                 let data = (!bytes.is_empty()).then(|| Frame::data(std::mem::take(bytes)));
@@ -98,7 +130,7 @@ impl http_body::Body for Body {
                 Poll::Ready(frame.map(Ok))
             }
             Kind::Rest(read, _) if !read.is_empty() => Poll::Ready(Some(Ok(Frame::data(std::mem::take(read))))),
-            Kind::Rest(_, body) => Pin::new(body).poll_frame(context),
+            Kind::Rest(_, body) => body.as_mut().poll_frame(context),
         }
     }
 

@@ -1,0 +1,11 @@
+//! The HTTP layer, around services in this process.
+
+mod answers;
+mod detached;
+mod grpc;
+mod in_flight;
+mod interrupted;
+mod keys;
+mod service;
+mod store_failures;
+mod streams;

@@ -1,0 +1,303 @@
+//! Answers that are still being made when their first client has their head.
+
+use crate::service::{Log, Piece, Service, around, begin, data, fed, layer, piece, post, read, send, store, until};
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use oncekey::http::{BoxError, EventKind, InFlight, Policy, Running, Verdict};
+use oncekey::{Request as Key, Standing, Store};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
+
+fn key() -> Key<'static> {
+    Key::new("a").operation("POST /payments")
+}
+
+/// A service whose one answer the test feeds.
+fn streaming(store: &Store, policy: Policy) -> (UnboundedSender<Piece>, Service, Log) {
+    let (frames, body) = fed();
+    let body = Arc::new(Mutex::new(Some(body)));
+    let handler = move |_| {
+        let body = body.lock().unwrap().take().unwrap();
+        async move {
+            Response::builder()
+                .header("content-type", "text/event-stream")
+                .header("set-cookie", "a=b")
+                .body(body)
+                .unwrap()
+        }
+    };
+    let (service, log) = around(layer(store, policy), handler);
+    (frames, service, log)
+}
+
+#[tokio::test]
+async fn pieces_pass_as_they_come_and_a_duplicate_gets_them_from_the_first() {
+    let store = store();
+    let (frames, service, log) = streaming(&store, Policy::new());
+    let first = begin(&service, post("a", "")).await;
+    assert_eq!(first.headers()["set-cookie"], "a=b");
+    let mut first = first.into_body();
+    frames.send(data("one ")).unwrap();
+    assert_eq!(piece(&mut first).await.unwrap().unwrap(), "one ");
+    let second = begin(&service, post("a", "")).await;
+    assert_eq!(second.headers()["idempotency-replayed"], "true");
+    assert_eq!(second.headers()["cache-control"], "no-store");
+    assert_eq!(second.headers()["content-type"], "text/event-stream");
+    assert!(second.headers().get("set-cookie").is_none());
+    let mut second = second.into_body();
+    assert_eq!(piece(&mut second).await.unwrap().unwrap(), "one ");
+    frames.send(data("two ")).unwrap();
+    for body in [&mut second, &mut first] {
+        assert_eq!(piece(body).await.unwrap().unwrap(), "two ");
+    }
+    send(&service, post("a", "other")).await.assert_problem(422, "key-reused");
+    let mut trailers = HeaderMap::new();
+    trailers.append("x-end", "1".parse().unwrap());
+    frames.send(Ok(Frame::trailers(trailers.clone()))).unwrap();
+    drop(frames);
+    for body in [first, second] {
+        let rest = body.collect().await.unwrap();
+        // Who sees the end sees the answer stored.
+        assert!(matches!(store.lookup(&key()).unwrap().unwrap().standing, Standing::Completed(_)));
+        assert_eq!(rest.trailers(), Some(&trailers));
+    }
+    let replay = send(&service, post("a", "")).await;
+    assert_eq!((replay.text(), &replay.trailers), ("one two ", &Some(trailers)));
+    let expected =
+        [EventKind::Started, EventKind::Attached, EventKind::Mismatched, EventKind::Stored, EventKind::Replayed];
+    assert_eq!((log.runs(), log.events()), (1, expected.to_vec()));
+}
+
+#[tokio::test]
+async fn who_waits_for_an_answer_follows_it_once_it_begins() {
+    let store = store();
+    let (frames, body) = fed();
+    let (release, gate) = tokio::sync::oneshot::channel::<()>();
+    let parts = Arc::new(Mutex::new(Some((body, gate))));
+    let handler = move |_| {
+        let (body, gate) = parts.lock().unwrap().take().unwrap();
+        async move {
+            gate.await.unwrap();
+            Response::new(body)
+        }
+    };
+    let (service, log) =
+        around(layer(&store, Policy::new().in_flight(InFlight::Wait(Duration::from_secs(600)))), handler);
+    let ask = || {
+        let service = service.clone();
+        tokio::spawn(async move { begin(&service, post("a", "")).await })
+    };
+    let first = ask();
+    until(|| log.runs() == 1).await;
+    let second = ask();
+    until(|| store.stats().in_flight == 1).await;
+    release.send(()).unwrap();
+    let (first, second) = (first.await.unwrap(), second.await.unwrap());
+    assert_eq!(second.headers()["idempotency-replayed"], "true");
+    frames.send(data("tokens")).unwrap();
+    drop(frames);
+    assert_eq!(read(first).await.text(), "tokens");
+    assert_eq!(read(second).await.text(), "tokens");
+    assert_eq!(log.runs(), 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_is_told_to_all_and_its_outcome_is_unknown() {
+    let store = store();
+    let (frames, service, log) = streaming(&store, Policy::new());
+    let mut first = begin(&service, post("a", "")).await.into_body();
+    frames.send(data("one ")).unwrap();
+    let mut second = begin(&service, post("a", "")).await.into_body();
+    frames.send(Err(BoxError::from("reset"))).unwrap();
+    for body in [&mut first, &mut second] {
+        assert_eq!(piece(body).await.unwrap().unwrap(), "one ");
+        assert!(piece(body).await.unwrap().is_err());
+        assert!(piece(body).await.is_none());
+    }
+    send(&service, post("a", "")).await.assert_problem(409, "outcome-unknown");
+    assert_eq!((log.runs(), log.events()[2]), (1, EventKind::Unknown));
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_before_anything_was_passed_on_is_unknown_too() {
+    let store = store();
+    let (frames, service, log) = streaming(&store, Policy::new());
+    frames.send(data("one ")).unwrap();
+    frames.send(Err(BoxError::from("reset"))).unwrap();
+    let mut first = begin(&service, post("a", "")).await.into_body();
+    assert_eq!(piece(&mut first).await.unwrap().unwrap(), "one ");
+    assert!(piece(&mut first).await.unwrap().is_err());
+    send(&service, post("a", "")).await.assert_problem(409, "outcome-unknown");
+    assert_eq!(log.runs(), 1);
+}
+
+/// A body that tells its length, and gives one piece when it is polled the second time.
+struct Sized {
+    len: usize,
+    polls: usize,
+    is_broken: bool,
+}
+
+impl http_body::Body for Sized {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.polls += 1;
+        match self.polls {
+            2 => Poll::Ready(Some(Ok(Frame::data(Bytes::from(vec![b'x'; self.len]))))),
+            4 if self.is_broken => Poll::Ready(Some(Err(BoxError::from("reset")))),
+            1 | 3 => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            _ => Poll::Ready(None),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.len as u64)
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_tells_its_length_is_stored_before_its_last_byte_is_sent() {
+    for len in [10, 100_000] {
+        let store = store();
+        let handler = move |_| async move { Response::new(Sized { len, polls: 0, is_broken: false }) };
+        let (service, log) = around(layer(&store, Policy::new()), handler);
+        let response = begin(&service, post("a", "")).await;
+        assert_eq!(response.body().size_hint().exact(), Some(len as u64));
+        let mut body = response.into_body();
+        assert_eq!(piece(&mut body).await.unwrap().unwrap().len(), len);
+        assert!(matches!(store.lookup(&key()).unwrap().unwrap().standing, Standing::Completed(_)));
+        assert!(piece(&mut body).await.is_none());
+        assert_eq!((send(&service, post("a", "")).await.body.len(), log.runs()), (len, 1));
+    }
+}
+
+#[tokio::test]
+async fn the_last_byte_of_an_answer_that_breaks_after_it_is_not_sent() {
+    let handler = move |_| async move { Response::new(Sized { len: 100_000, polls: 0, is_broken: true }) };
+    let (service, _) = around(layer(&store(), Policy::new()), handler);
+    let mut body = begin(&service, post("a", "")).await.into_body();
+    assert!(piece(&mut body).await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_handler_can_decide_at_the_end_of_its_stream() {
+    for (verdict, status) in [(Verdict::Release, None), (Verdict::Unknown, Some(409))] {
+        let store = store();
+        let (frames, body) = fed();
+        let kept = Arc::new(Mutex::new((Some(body), None)));
+        let inside = Arc::clone(&kept);
+        let handler = move |request: http::Request<oncekey::http::Body>| {
+            let mut kept = inside.lock().unwrap();
+            kept.1 = request.extensions().get::<Running>().cloned();
+            let body = kept.0.take();
+            async move {
+                body.map_or_else(
+                    || Response::new(oncekey::http::Body::empty()),
+                    |body| Response::new(oncekey::http::Body::new(body)),
+                )
+            }
+        };
+        let (service, log) = around(layer(&store, Policy::new()), handler);
+        let first = begin(&service, post("a", "")).await;
+        frames.send(data("one")).unwrap();
+        let running = kept.lock().unwrap().1.clone().unwrap();
+        running.set_recovery_point("half").await.unwrap();
+        running.set_verdict(verdict);
+        drop(frames);
+        assert_eq!(read(first).await.text(), "one");
+        let again = send(&service, post("a", "")).await;
+        match status {
+            None => assert_eq!(log.runs(), 2),
+            Some(status) => again.assert_problem(status, "outcome-unknown"),
+        }
+    }
+}
+
+const PIECE: usize = 64 * 1024;
+
+fn large() -> Piece {
+    Ok(Frame::data(Bytes::from(vec![b'x'; PIECE])))
+}
+
+#[tokio::test]
+async fn past_the_cap_memory_is_bounded_and_only_the_first_client_counts() {
+    let store = store();
+    let (frames, service, log) = streaming(&store, Policy::new().max_answer(2 * PIECE));
+    let mut first = begin(&service, post("a", "")).await.into_body();
+    frames.send(large()).unwrap();
+    assert_eq!(piece(&mut first).await.unwrap().unwrap().len(), PIECE);
+    let mut slow = begin(&service, post("a", "")).await.into_body();
+    for _ in 0..100 {
+        frames.send(large()).unwrap();
+        assert_eq!(piece(&mut first).await.unwrap().unwrap().len(), PIECE);
+    }
+    // One that is far behind is cut off, and one that comes now is told to come back.
+    let mut got = 0;
+    let error = loop {
+        match piece(&mut slow).await {
+            Some(Ok(bytes)) => got += bytes.len(),
+            Some(Err(error)) => break error,
+            None => panic!("the answer isn't over"),
+        }
+    };
+    assert!(got <= 2 * PIECE, "{got}: {error}");
+    send(&service, post("a", "")).await.assert_problem(409, "in-flight");
+    // Without anybody reading, no more is taken from the service than a window holds.
+    for _ in 0..100 {
+        frames.send(large()).unwrap();
+    }
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    drop(frames);
+    let mut rest = 0;
+    while let Some(bytes) = piece(&mut first).await {
+        rest += bytes.unwrap().len();
+    }
+    assert_eq!(rest, 100 * PIECE);
+    let later = send(&service, post("a", "")).await;
+    assert_eq!(later.header("idempotency-replay-unavailable"), Some("too-large"));
+    assert_eq!((log.runs(), later.body.len()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_client_that_takes_nothing_holds_an_answer_past_the_cap_up_for_a_while_only() {
+    let store = store();
+    let (frames, service, log) = streaming(&store, Policy::new().max_answer(PIECE));
+    let mut first = begin(&service, post("a", "")).await.into_body();
+    for _ in 0..100 {
+        frames.send(large()).unwrap();
+    }
+    drop(frames);
+    while !log.events().contains(&EventKind::StoredWithoutBody) {
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    while let Some(Ok(_)) = piece(&mut first).await {}
+    assert!(piece(&mut first).await.is_none());
+    let later = send(&service, post("a", "")).await;
+    assert_eq!(later.header("idempotency-replay-unavailable"), Some("too-large"));
+    assert_eq!(log.runs(), 1);
+}
+
+#[tokio::test]
+async fn a_first_client_that_leaves_past_the_cap_holds_nothing_up() {
+    let store = store();
+    let (frames, service, log) = streaming(&store, Policy::new().max_answer(PIECE));
+    let first = begin(&service, post("a", "")).await;
+    for _ in 0..100 {
+        frames.send(large()).unwrap();
+    }
+    drop((frames, first));
+    until(|| log.events().contains(&EventKind::StoredWithoutBody)).await;
+    assert_eq!(log.runs(), 1);
+}
