@@ -142,6 +142,8 @@ impl PayloadDigest {
     /// Method, path and query, and of a JSON body the values at these pointers (RFC 6901), whatever their formatting and
     /// the order of members. A body that isn't JSON counts as a whole.
     ///
+    /// Numbers beyond 64-bit integers are compared as 64-bit floating point, as in RFC 8785: send long amounts as strings.
+    ///
     /// # Errors
     ///
     /// A pointer that is neither empty nor begins with a slash.

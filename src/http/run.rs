@@ -103,7 +103,7 @@ where
             Ok(Ok(Reconciled::DidNotHappen)) => {}
             Ok(Ok(Reconciled::Happened(response))) => {
                 let (head, body) = response.into_parts();
-                return Ok(operation.finish_whole(head, body, None).await);
+                return Ok(operation.finish_whole(Verdict::Store, head, body, None).await);
             }
             Ok(Ok(Reconciled::StillUnknown) | Err(_)) | Err(Panicked) => {
                 return Ok(operation.refuse(&Problem::outcome_unknown()));
@@ -183,7 +183,7 @@ enum Ended {
     NotStored,
 }
 
-/// An operation that runs.
+/// An operation that runs. If it is dropped, its key is left interrupted, whoever still has a handle to it.
 struct Operation {
     running: Running,
     asked: Arc<Asked>,
@@ -217,8 +217,8 @@ impl Operation {
     async fn conclude(self, response: Response<Body>) -> Response<Body> {
         let (head, mut body) = response.into_parts();
         match self.verdict(&head, None) {
-            Some(Verdict::Release | Verdict::Unknown) => {
-                self.finish(&head, None, None).await;
+            Some(verdict @ (Verdict::Release | Verdict::Unknown)) => {
+                self.finish(verdict, &head, None, None).await;
                 return Response::from_parts(head, body);
             }
             Some(Verdict::Store) | None => {}
@@ -245,13 +245,20 @@ impl Operation {
             recording.break_off();
             return Response::from_parts(head, Body::followed(recording.first_client()));
         }
-        self.finish_whole(head, join(reading.pieces), reading.trailers).await
+        let verdict = self.last_verdict(&head, reading.trailers.as_ref());
+        self.finish_whole(verdict, head, join(reading.pieces), reading.trailers).await
     }
 
     /// Stores an answer that is there as a whole, and gives it to the first client.
-    async fn finish_whole(self, mut head: response::Parts, body: Bytes, trailers: Option<HeaderMap>) -> Response<Body> {
+    async fn finish_whole(
+        self,
+        verdict: Verdict,
+        mut head: response::Parts,
+        body: Bytes,
+        trailers: Option<HeaderMap>,
+    ) -> Response<Body> {
         let stored = (body.len() <= self.asked.policy.max_answer).then(|| body.clone());
-        let ended = self.finish(&head, stored, trailers.as_ref()).await;
+        let ended = self.finish(verdict, &head, stored, trailers.as_ref()).await;
         match ended {
             Ended::Stored { until, is_whole } => {
                 mark_expiry(&mut head.headers, until);
@@ -282,9 +289,13 @@ impl Operation {
     /// Passes the body on as it comes, and stores it before its end is told.
     async fn drive(self, head: response::Parts, mut body: Body, reading: Reading, exact: Option<u64>, tape: Tape) {
         let recording = &tape.recording;
-        let Reading { pieces, mut len, mut trailers } = reading;
-        pieces.into_iter().for_each(|piece| recording.push(piece));
-        let mut last = None;
+        let (mut len, mut last, mut trailers) = (0, None, reading.trailers);
+        let mut take = |piece: Bytes| {
+            len += piece.len() as u64;
+            // With it a client has the whole answer.
+            if exact == Some(len) { last = Some(piece) } else { recording.push(piece) }
+        };
+        reading.pieces.into_iter().for_each(&mut take);
         loop {
             if tokio::time::timeout(STALL, recording.room()).await.is_err() {
                 recording.leave_first_client();
@@ -296,11 +307,7 @@ impl Operation {
                     return recording.break_off();
                 }
                 Turn::Frame(frame) => match frame.into_data() {
-                    Ok(data) => {
-                        len += data.len() as u64;
-                        // With it a client has the whole answer.
-                        if exact == Some(len) { last = Some(data) } else { recording.push(data) }
-                    }
+                    Ok(data) => take(data),
                     Err(frame) => trailers = frame.into_trailers().ok(),
                 },
             }
@@ -310,7 +317,8 @@ impl Operation {
             pieces.extend(last.clone());
             join(pieces)
         });
-        self.finish(&head, body, trailers.as_ref()).await;
+        let verdict = self.last_verdict(&head, trailers.as_ref());
+        self.finish(verdict, &head, body, trailers.as_ref()).await;
         if let Some(last) = last {
             recording.push(last);
         }
@@ -327,10 +335,19 @@ impl Operation {
         })
     }
 
-    /// Does with the key as the answer says. Without a body only status and headers are stored.
-    async fn finish(&self, head: &response::Parts, body: Option<Bytes>, trailers: Option<&HeaderMap>) -> Ended {
-        // A gRPC answer without a status is none.
-        let verdict = self.verdict(head, trailers).unwrap_or(Verdict::Unknown);
+    /// What becomes of the key once the answer is there as a whole. A gRPC answer without a status is none.
+    fn last_verdict(&self, head: &response::Parts, trailers: Option<&HeaderMap>) -> Verdict {
+        self.verdict(head, trailers).unwrap_or(Verdict::Unknown)
+    }
+
+    /// Does with the key as the verdict says. Without a body only status and headers are stored.
+    async fn finish(
+        &self,
+        verdict: Verdict,
+        head: &response::Parts,
+        body: Option<Bytes>,
+        trailers: Option<&HeaderMap>,
+    ) -> Ended {
         let ended = match self.running.take() {
             None => Ended::NotStored,
             Some(reservation) => match verdict {
@@ -402,6 +419,12 @@ impl Operation {
     /// Writes to the store; where that waits for the device, on a thread that may.
     async fn write<T: Send + 'static>(&self, write: impl FnOnce() -> T + Send + 'static) -> T {
         if self.running.is_synced() { blocking(write).await } else { write() }
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        drop(self.running.take());
     }
 }
 

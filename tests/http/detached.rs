@@ -4,7 +4,7 @@ use crate::service::{around, begin, data, fed, layer, piece, post, send, store, 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
-use oncekey::http::{Body, EventKind, Policy};
+use oncekey::http::{Body, EventKind, Policy, Running};
 use oncekey::{Durability, ManualClock, Request as Key, Standing, Store};
 use std::pin::pin;
 use std::sync::Arc;
@@ -117,14 +117,21 @@ async fn a_lease_does_not_run_out_while_the_handler_runs() {
 fn a_runtime_that_ends_leaves_its_operations_interrupted() {
     let store = store();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (service, _) = around(layer(&store, Policy::new()), |_| async {
-        std::future::pending::<()>().await;
-        Response::new(Full::new(Bytes::new()))
+    // Even if somebody keeps the handle.
+    let kept = Arc::new(std::sync::Mutex::new(None));
+    let inside = Arc::clone(&kept);
+    let (service, _) = around(layer(&store, Policy::new()), move |request| {
+        *inside.lock().unwrap() = request.extensions().get::<Running>().cloned();
+        async {
+            std::future::pending::<()>().await;
+            Response::new(Full::new(Bytes::new()))
+        }
     });
     let first = runtime();
     first.block_on(touch(begin(&service, post("a", ""))));
     assert!(matches!(store.lookup(&key()).unwrap().unwrap().standing, Standing::Running { .. }));
     drop(first);
+    assert!(kept.lock().unwrap().is_some());
     assert!(matches!(store.lookup(&key()).unwrap().unwrap().standing, Standing::Interrupted { .. }));
     runtime().block_on(async { send(&service, post("a", "")).await.assert_problem(409, "outcome-unknown") });
 }

@@ -74,7 +74,9 @@ async fn reconciliation_answers_runs_or_leaves_it_open() {
                     1 => Err(BoxError::from("the bank doesn't answer")),
                     2 => panic!("reconciliation fails, as this test wants it to"),
                     _ if happened => {
-                        let answer = Response::builder().status(StatusCode::CREATED).body(Bytes::from_static(b"found"));
+                        // Which would be released if the handler gave it now.
+                        let answer =
+                            Response::builder().status(StatusCode::BAD_GATEWAY).body(Bytes::from_static(b"found"));
                         Ok(Reconciled::Happened(answer?))
                     }
                     _ => Ok(Reconciled::DidNotHappen),

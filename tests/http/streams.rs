@@ -4,7 +4,7 @@ use crate::service::{Log, Piece, Service, around, begin, data, fed, layer, piece
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use oncekey::http::{BoxError, EventKind, InFlight, Policy, Running, Verdict};
 use oncekey::{Request as Key, Standing, Store};
 use std::pin::Pin;
@@ -179,6 +179,16 @@ async fn an_answer_that_tells_its_length_is_stored_before_its_last_byte_is_sent(
         assert!(piece(&mut body).await.is_none());
         assert_eq!((send(&service, post("a", "")).await.body.len(), log.runs()), (len, 1));
     }
+}
+
+#[tokio::test]
+async fn an_answer_over_the_cap_that_tells_its_length_is_stored_before_its_last_byte_is_sent() {
+    let store = store();
+    let handler = |_| async { Response::new(Full::new(Bytes::from(vec![b'x'; 4 * PIECE]))) };
+    let (service, _) = around(layer(&store, Policy::new().max_answer(PIECE)), handler);
+    let mut body = begin(&service, post("a", "")).await.into_body();
+    assert_eq!(piece(&mut body).await.unwrap().unwrap().len(), 4 * PIECE);
+    assert!(matches!(store.lookup(&key()).unwrap().unwrap().standing, Standing::Completed(_)));
 }
 
 #[tokio::test]
