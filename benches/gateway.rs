@@ -1,0 +1,257 @@
+//! The gateway beside a bare proxy, by wrk on loopback: `cargo bench --features gateway --bench gateway`.
+//!
+//! Each round drives all subjects one after the other, and ratios are taken within a round; what is told is their median.
+//! Servers are processes of their own, with as many threads as there are cores.
+
+use bytes::Bytes;
+use clap::{Parser, ValueEnum};
+use http::{Request, Response, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::convert::Infallible;
+use std::fs;
+use std::future::Future;
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use tokio::net::TcpListener;
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Parser)]
+struct Args {
+    /// Rounds; of the ratios of each the median is told.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Seconds that each subject is driven in a round.
+    #[arg(long, default_value_t = 3)]
+    seconds: u32,
+    /// Connections of wrk.
+    #[arg(long, default_value_t = 32)]
+    connections: u32,
+    /// What this process is to serve, instead of measuring.
+    #[arg(long)]
+    serve: Option<Part>,
+    #[arg(long)]
+    upstream: Option<Uri>,
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Part {
+    Upstream,
+    Proxy,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match args.serve {
+        None => measure(&args),
+        Some(part) => serve(part, args.upstream),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gateway bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What clients get: about the size of an answer of an API.
+const ANSWER: &str = r#"{"id":"pay_01JC9W3QK2","status":"succeeded","amount":100,"currency":"EUR"}"#;
+
+#[tokio::main]
+async fn serve(part: Part, upstream: Option<Uri>) -> Result<(), AnyError> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    match part {
+        Part::Upstream => {
+            accept(listener, |request: Request<Incoming>| async {
+                request.into_body().collect().await.ok();
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(ANSWER.as_bytes()))))
+            })
+            .await
+        }
+        Part::Proxy => {
+            let upstream = upstream.ok_or("a proxy needs --upstream")?;
+            let mut connector = HttpConnector::new();
+            connector.set_nodelay(true);
+            let client: Client<_, Incoming> = Client::builder(TokioExecutor::new()).build(connector);
+            accept(listener, move |mut request: Request<Incoming>| {
+                let mut target = upstream.clone().into_parts();
+                target.path_and_query = request.uri().path_and_query().cloned();
+                *request.uri_mut() = Uri::from_parts(target).expect("the upstream with another path");
+                request.headers_mut().remove("host");
+                let client = client.clone();
+                async move { client.request(request).await }
+            })
+            .await
+        }
+    }
+}
+
+async fn accept<F, B, E>(
+    listener: TcpListener,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+) -> Result<(), AnyError>
+where
+    F: Future<Output = Result<Response<B>, E>> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<AnyError>,
+    E: Into<AnyError>,
+{
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let service = service_fn(answer.clone());
+        // A client that leaves is no matter of the server's.
+        tokio::spawn(async {
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok()
+        });
+    }
+}
+
+/// A server, until it is dropped.
+struct Server {
+    child: Child,
+    url: String,
+    // Kept open, so that it can go on writing.
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Server {
+    fn start(command: &mut Command) -> Result<Self, AnyError> {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let mut stdout = BufReader::new(child.stdout.take().ok_or("no output of the server")?);
+        let mut line = String::new();
+        stdout.read_line(&mut line)?;
+        let url =
+            line.trim().strip_prefix("listening on ").ok_or("the server doesn't say where it listens")?.to_owned();
+        Ok(Server { child, url, _stdout: stdout })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// What is asked of a subject.
+#[derive(Clone, Copy)]
+enum Load {
+    /// Without a key.
+    Plain,
+    /// All with the same key.
+    Replay,
+    /// Each with a key of its own.
+    Fresh,
+}
+
+impl Load {
+    fn script(self) -> String {
+        let body = r#"wrk.method = "POST" wrk.body = '{"amount":100,"currency":"EUR"}' wrk.headers["Content-Type"] = "application/json""#;
+        let key = match self {
+            Load::Plain => "",
+            Load::Replay => r#"wrk.headers["Idempotency-Key"] = "order-42""#,
+            Load::Fresh => {
+                r#"
+                local thread = 0
+                function setup(t) t:set("id", thread) thread = thread + 1 end
+                local run = tostring(os.time()) .. tostring({})
+                local n = 0
+                function request()
+                    n = n + 1
+                    wrk.headers["Idempotency-Key"] = run .. "-" .. id .. "-" .. n
+                    return wrk.format()
+                end"#
+            }
+        };
+        format!("{body}\n{key}\n")
+    }
+}
+
+/// Answers a second that wrk counted; an error if any was no success.
+fn wrk(dir: &Path, url: &str, load: Load, args: &Args) -> Result<f64, AnyError> {
+    let script = dir.join("load.lua");
+    fs::write(&script, load.script())?;
+    let output = Command::new("wrk")
+        .args(["--threads", "2", "--connections", &args.connections.to_string()])
+        .args(["--duration", &format!("{}s", args.seconds), "--script"])
+        .args([script.as_os_str(), url.as_ref()])
+        .output()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => "wrk is missing: apt-get install wrk".into(),
+            _ => AnyError::from(error),
+        })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if text.contains("Non-2xx") || text.contains("Socket errors") || !output.status.success() {
+        return Err(format!("wrk was not answered well by {url}:\n{text}").into());
+    }
+    let rate = text.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
+    Ok(rate.ok_or("wrk tells no rate")?.trim().parse()?)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn measure(args: &Args) -> Result<(), AnyError> {
+    let dir = tempfile::tempdir()?;
+    let own = std::env::current_exe()?;
+    let upstream = Server::start(Command::new(&own).args(["--serve", "upstream"]))?;
+    let proxy = Server::start(Command::new(&own).args(["--serve", "proxy", "--upstream", &upstream.url]))?;
+    let gateway = |durability: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oncekey"));
+        command.args([
+            "gateway",
+            "--upstream",
+            &upstream.url,
+            "--listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            "127.0.0.1:0",
+        ]);
+        command
+            .args(["--scope", "single-tenant", "--durability", durability, "--data"])
+            .arg(dir.path().join(durability));
+        Server::start(&mut command)
+    };
+    let buffered = gateway("buffered")?;
+    let synced = gateway("synced")?;
+    let subjects = [
+        ("upstream alone", &upstream, Load::Plain),
+        ("bare proxy", &proxy, Load::Plain),
+        ("gateway, no key", &buffered, Load::Plain),
+        ("gateway, replay", &buffered, Load::Replay),
+        ("gateway, fresh, buffered", &buffered, Load::Fresh),
+        ("gateway, replay, synced", &synced, Load::Replay),
+        ("gateway, fresh, synced", &synced, Load::Fresh),
+    ];
+    let mut rates = vec![Vec::new(); subjects.len()];
+    for round in 0..args.rounds {
+        for (rates, (_, server, load)) in rates.iter_mut().zip(&subjects) {
+            rates.push(wrk(dir.path(), &server.url, *load, args)?);
+        }
+        eprintln!("round {} of {}", round + 1, args.rounds);
+    }
+    let ratio = |of: usize, to: usize| median(rates[of].iter().zip(&rates[to]).map(|(of, to)| of / to).collect());
+    println!("| subject | answers a second | of a bare proxy | of passing through |\n|---|---|---|---|");
+    for (at, (name, ..)) in subjects.iter().enumerate() {
+        println!("| {name} | {:.0} | {:.2}x | {:.2}x |", median(rates[at].clone()), ratio(at, 1), ratio(at, 2));
+    }
+    for (what, ratio, aim) in
+        [("pass-through of a bare proxy", ratio(2, 1), 0.6), ("replays of pass-through", ratio(3, 2), 1.5)]
+    {
+        println!("{what}: {ratio:.2}x (aim >= {aim}x, {})", if ratio >= aim { "met" } else { "MISSED" });
+    }
+    Ok(())
+}
