@@ -18,25 +18,38 @@
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
+use std::fmt;
 
 const MAGIC: [u8; 4] = *b"ohr\x01";
 const HEAD: usize = 16;
 const HAS_BODY: u8 = 1;
 const HAS_TRAILERS: u8 = 2;
+/// What describes a body.
+const OF_BODIES: [&str; 9] = [
+    "content-digest",
+    "content-encoding",
+    "content-md5",
+    "content-range",
+    "content-type",
+    "digest",
+    "etag",
+    "repr-digest",
+    "trailer",
+];
 /// Room for a header's two lengths.
 const LENGTHS: usize = 6;
 
 /// An HTTP answer as it is stored and replayed.
 ///
 /// It has no headers that belong to one connection or client; see [`HeaderFilter`](super::HeaderFilter).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoredAnswer {
     /// The answer's status.
     pub status: StatusCode,
     /// Its headers.
     pub headers: HeaderMap,
-    /// Its body; `None` if that was too large to be stored.
+    /// Its body; `None` if that is not stored, such as for its size.
     pub body: Option<Bytes>,
     /// What came after the body, if anything did.
     pub trailers: Option<HeaderMap>,
@@ -107,7 +120,7 @@ impl StoredAnswer {
 
     /// Takes out what describes a body that isn't there.
     pub(super) fn without_body(mut self) -> Self {
-        for name in [header::CONTENT_ENCODING, header::CONTENT_RANGE, header::ETAG, header::CONTENT_TYPE] {
+        for name in OF_BODIES {
             self.headers.remove(name);
         }
         StoredAnswer { body: None, trailers: None, ..self }
@@ -119,6 +132,16 @@ impl StoredAnswer {
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
         response
+    }
+}
+
+impl fmt::Debug for StoredAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let body_len = self.body.as_ref().map(Bytes::len);
+        f.debug_struct("StoredAnswer")
+            .field("status", &self.status)
+            .field("body_len", &body_len)
+            .finish_non_exhaustive()
     }
 }
 
@@ -155,14 +178,13 @@ pub struct HeaderFilter {
     allows: bool,
 }
 
-const NEVER: [HeaderName; 13] = [
+const NEVER: [HeaderName; 12] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
     header::TE,
-    header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     header::SET_COOKIE,

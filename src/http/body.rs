@@ -77,6 +77,11 @@ impl Body {
         Body(Kind::Empty)
     }
 
+    /// A body with trailers behind it.
+    pub fn with_trailers(body: impl Into<Bytes>, trailers: HeaderMap) -> Body {
+        Body::whole(body.into(), Some(trailers))
+    }
+
     pub(super) fn whole(body: Bytes, trailers: Option<HeaderMap>) -> Body {
         if body.is_empty() && trailers.is_none() { Body::empty() } else { Body(Kind::Whole(body, trailers)) }
     }

@@ -37,7 +37,7 @@ impl std::fmt::Debug for Identity<'_> {
 
 /// The kinds of events.
 ///
-/// A request has one of `Passed`, `Invalid`, `Started`, `TakenOver`, `Replayed`, `Attached`, `InFlight`, `Mismatched`,
+/// A request, unless its client left before, has one of `Passed`, `Invalid`, `Started`, `TakenOver`, `Replayed`, `Attached`, `InFlight`, `Mismatched`,
 /// `OutcomeUnknown`, `Unavailable`, `PassedUnprotected`. An operation that was started or taken over has one more, of how it ended:
 /// `Stored`, `StoredWithoutBody`, `Released`, `Unknown`, `NotStored`.
 #[non_exhaustive]

@@ -6,7 +6,8 @@ use super::policy::{InFlight, Interrupted, OperationOf, Policy, Scope, WhenUnava
 use super::problem::Problem;
 use super::recording::Recording;
 use super::request::{self, Collected};
-use super::run::{self, Detached};
+use super::run::{self, Detached, Panicked, caught};
+use super::running::Running;
 use super::{answer, blocking, key};
 use crate::{
     Durability, ErrorKind, Fingerprint, Outcome, Pending, Record, Request as Key, Reservation, Standing, Store, Wait,
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -95,7 +97,8 @@ impl IdempotencyLayer {
         self.with(|settings| settings.policy = Arc::new(policy))
     }
 
-    /// Gives routes policies of their own. It sees the request as it came, so routes are told by their paths.
+    /// Gives routes policies of their own, by what the layer sees of the request: on the outermost router that is the path
+    /// as it came, within `axum::Router::nest` what is left of it.
     pub fn route(self, route: impl Fn(&Parts) -> Option<Arc<Policy>> + Send + Sync + 'static) -> Self {
         self.with(|settings| settings.route = Some(Arc::new(route)))
     }
@@ -175,14 +178,17 @@ where
         }
         let body = Body::new(body);
         let policy = settings.policy_of(&parts);
-        let key = match policy.key(&parts) {
+        // Another layer before this one may see to it already.
+        let key = if parts.extensions.get::<Running>().is_some() { Ok(None) } else { policy.key(&parts) };
+        let key = match key {
             Ok(Some(key)) => key,
             Ok(None) => {
                 let passed = inner.call(Request::from_parts(parts, body));
                 return Box::pin(async move {
-                    let response = passed.await?.map(Body::new);
-                    settings.tell(EventKind::Passed, Some(response.status()), started, None);
-                    Ok(response)
+                    let answer = passed.await.map(|response| response.map(Body::new));
+                    let status = answer.as_ref().ok().map(Response::status);
+                    settings.tell(EventKind::Passed, status, started, None);
+                    answer
                 });
             }
             Err(problem) => {
@@ -218,9 +224,10 @@ where
     let (body, trailers) = match request::collect(body, &policy, is_grpc).await {
         Ok(Collected::Whole(body, trailers)) => (body, trailers),
         Ok(Collected::Stream(body)) => {
-            let response = inner.call(Request::from_parts(parts, body)).await?.map(Body::new);
-            settings.tell(EventKind::Passed, Some(response.status()), started, None);
-            return Ok(response);
+            let answer = inner.call(Request::from_parts(parts, body)).await.map(|response| response.map(Body::new));
+            let status = answer.as_ref().ok().map(Response::status);
+            settings.tell(EventKind::Passed, status, started, None);
+            return answer;
         }
         Err(problem) => return Ok(settings.refuse(EventKind::Invalid, &problem, is_grpc, started, None)),
     };
@@ -240,13 +247,21 @@ where
         Decision::Run(reservation) => reservation,
         Decision::Pass => {
             let request = Request::from_parts(parts, Body::whole(body, trailers));
-            let mut response = inner.call(request).await?.map(Body::new);
-            response.headers_mut().insert(UNPROTECTED, HeaderValue::from_static("store-unavailable"));
-            asked.tell(EventKind::PassedUnprotected, Some(response.status()));
-            return Ok(response);
+            let mut answer = inner.call(request).await.map(|response| response.map(Body::new));
+            if let Ok(response) = &mut answer {
+                response.headers_mut().insert(UNPROTECTED, HeaderValue::from_static("store-unavailable"));
+            }
+            asked.tell(EventKind::PassedUnprotected, answer.as_ref().ok().map(Response::status));
+            return answer;
         }
     };
-    Detached::new(run::run(asked, reservation, parts, body, trailers, inner)).await
+    Detached::new(async move {
+        match caught(run::run(Arc::clone(&asked), reservation, parts, body, trailers, inner)).await {
+            Ok(answer) => answer,
+            Err(Panicked) => Ok(asked.problem(&Problem::panicked())),
+        }
+    })
+    .await
 }
 
 /// One request with a key.
@@ -297,11 +312,22 @@ impl Unbegun {
 
 impl Drop for Unbegun {
     fn drop(&mut self) {
-        if let Some(reservation) = self.0.take() {
-            // If even that can't be written, the key stays interrupted, which promises less.
-            reservation.release().ok();
+        let Some(reservation) = self.0.take() else { return };
+        // If even that can't be written, the key stays interrupted, which promises less.
+        let release = move || drop(reservation.release());
+        match Handle::try_current() {
+            // It may wait for the device.
+            Ok(runtime) => drop(runtime.spawn_blocking(release)),
+            Err(_) => release(),
         }
     }
+}
+
+/// Why the store gave no answer.
+struct Failed {
+    kind: ErrorKind,
+    /// Whether the key was used before, as far as that could be seen.
+    is_used: bool,
 }
 
 /// How a wait for another's answer ended.
@@ -369,7 +395,7 @@ impl Asked {
                 Ok(Claim::Refused) => {
                     return Decision::Answer(self.refuse(EventKind::OutcomeUnknown, &Problem::outcome_unknown()));
                 }
-                Err(error) => return self.without_store(error.kind()),
+                Err(failed) => return self.without_store(&failed),
             };
             match self.wait(pending, until).await {
                 Ok(Waited::Again) => {}
@@ -382,30 +408,38 @@ impl Asked {
                     let problem = Problem::in_flight(self.policy.retry_after);
                     return Decision::Answer(self.refuse(EventKind::InFlight, &problem));
                 }
-                Err(error) => return self.without_store(error.kind()),
+                Err(error) => return self.without_store(&Failed { kind: error.kind(), is_used: true }),
             }
         }
     }
 
-    /// Asks the store. Only what waits for the device goes to a thread for that.
-    async fn claim(self: &Arc<Self>) -> crate::Result<Claim> {
-        let request = self.request();
-        let is_written = match self.settings.store.lookup(&request)? {
-            None => true,
+    /// Asks the store. What may wait for the device goes to a thread for that.
+    async fn claim(self: &Arc<Self>) -> Result<Claim, Failed> {
+        let found = self
+            .settings
+            .store
+            .lookup(&self.request())
+            .map_err(|error| Failed { kind: error.kind(), is_used: error.kind() == ErrorKind::Corrupt })?;
+        let (is_used, is_answered) = match &found {
+            None => (false, false),
             // The store sees to it that this is a mismatch.
-            Some(found) if found.fingerprint != self.fingerprint => false,
-            Some(found) => match (found.standing, &self.policy.interrupted) {
+            Some(found) if found.fingerprint != self.fingerprint => (true, true),
+            Some(found) => match (&found.standing, &self.policy.interrupted) {
                 // Left alone, for taking it over would be a write, and an attempt.
                 (Standing::Interrupted { .. }, Interrupted::Refuse) => return Ok(Claim::Refused),
-                (Standing::Interrupted { .. }, Interrupted::Rerun | Interrupted::Reconcile(_)) => true,
-                (Standing::Running { .. } | Standing::Completed(_), _) => false,
+                (Standing::Interrupted { .. }, Interrupted::Rerun | Interrupted::Reconcile(_)) => (true, false),
+                (Standing::Running { .. }, _) => (true, false),
+                (Standing::Completed(_), _) => (true, true),
             },
         };
-        if is_written && self.is_synced {
+        drop(found);
+        let claim = if self.is_synced && !is_answered {
             let asked = Arc::clone(self);
-            return blocking(move || asked.reserve()).await;
-        }
-        self.reserve()
+            blocking(move || asked.reserve()).await
+        } else {
+            self.reserve()
+        };
+        claim.map_err(|error| Failed { kind: error.kind(), is_used: is_used || error.kind() == ErrorKind::Corrupt })
     }
 
     fn reserve(&self) -> crate::Result<Claim> {
@@ -425,15 +459,20 @@ impl Asked {
     async fn wait(&self, pending: Pending, until: Option<tokio::time::Instant>) -> crate::Result<Waited> {
         let identity = self.identity();
         let live = &self.settings.live;
-        let attach = || live.streams.get(&identity).and_then(|recording| recording.attach());
+        let fence = pending.fence();
+        let attach = || {
+            let recording = live.streams.get(&identity)?;
+            // Another's than was met in the store: of an operation that began since, perhaps with another payload.
+            if recording.fence() != fence { Some(Waited::Again) } else { recording.attach().map(Waited::Attached) }
+        };
         let Some(until) = until else {
-            return Ok(attach().map_or(Waited::TimedOut, Waited::Attached));
+            return Ok(attach().unwrap_or(Waited::TimedOut));
         };
         let mut over = pin!(pending.wait_async());
         loop {
             let mut begun = pin!(live.stream_begun.notified());
-            if let Some(response) = attach() {
-                return Ok(Waited::Attached(response));
+            if let Some(attached) = attach() {
+                return Ok(attached);
             }
             let turn = poll_fn(|context| match over.as_mut().poll(context) {
                 Poll::Ready(wait) => Poll::Ready(Some(wait)),
@@ -459,26 +498,32 @@ impl Asked {
             return self.refuse(EventKind::Replayed, &Problem::unreadable());
         };
         let is_whole = answer.body.is_some();
-        let mut response = answer.into_response();
+        // A call's answer can't go without its message.
+        let mut response =
+            if is_whole || !self.is_grpc { answer.into_response() } else { self.problem(&Problem::not_kept()) };
         let headers = response.headers_mut();
         mark_replayed(headers);
         mark_expiry(headers, expires_at);
         if !is_whole {
-            headers.insert(UNAVAILABLE, TOO_LARGE);
+            headers.insert(UNAVAILABLE, HeaderValue::from_static("body-not-stored"));
         }
         self.tell(EventKind::Replayed, Some(response.status()));
         response
     }
 
     /// What is done while the store can't take the request.
-    fn without_store(&self, kind: ErrorKind) -> Decision {
-        if kind == ErrorKind::InvalidKey {
-            let problem = Problem::key_invalid("with its scope and operation it is longer than the store allows");
-            return Decision::Answer(self.refuse(EventKind::Invalid, &problem));
-        }
-        match self.policy.when_unavailable {
-            WhenUnavailable::Pass => Decision::Pass,
-            WhenUnavailable::Refuse => {
+    fn without_store(&self, failed: &Failed) -> Decision {
+        match (failed.kind, self.policy.when_unavailable) {
+            (ErrorKind::InvalidKey, _) => {
+                let problem = Problem::key_invalid("with its scope and operation it is longer than the store allows");
+                Decision::Answer(self.refuse(EventKind::Invalid, &problem))
+            }
+            // What became of it can't be read any more.
+            (ErrorKind::Corrupt, _) => {
+                Decision::Answer(self.refuse(EventKind::OutcomeUnknown, &Problem::outcome_unknown()))
+            }
+            (_, WhenUnavailable::Pass) if !failed.is_used => Decision::Pass,
+            (_, WhenUnavailable::Pass | WhenUnavailable::Refuse) => {
                 let problem = Problem::store_unavailable(self.policy.retry_after);
                 Decision::Answer(self.refuse(EventKind::Unavailable, &problem))
             }
@@ -488,9 +533,6 @@ impl Asked {
 
 /// What can be added to any time of now.
 const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// The body was larger than what is stored of answers.
-pub(super) const TOO_LARGE: HeaderValue = HeaderValue::from_static("too-large");
 
 pub(super) fn mark_replayed(headers: &mut HeaderMap) {
     headers.insert(REPLAYED, HeaderValue::from_static("true"));

@@ -32,9 +32,22 @@
 //!
 //! It needs tokio. Operations in a [`Durability::Synced`](crate::Durability::Synced) store wait for the device on tokio's blocking threads.
 //!
+//! # Where to put it
+//!
+//! On the outermost router: inside `axum::Router::nest` a path has lost its prefix, so that two nested routers would share keys;
+//! there give [`Policy::operation`], such as from `axum::extract::OriginalUri` in the request's extensions. Authentication goes before
+//! the layer, or duplicates get answers without it; so do CORS, compression and rate limits, whose doings depend on the client
+//! and not on the operation, and timeouts, since what ends behind the layer by a time-out has an unknown outcome. What the
+//! service negotiates by `Accept` and the like is not in the fingerprint: a duplicate gets the first one's representation.
+//!
+//! A replay's body is sent from where it lies in the journal. As long as a client reads it, [`Store::erase`](crate::Store::erase) waits, up to its ten
+//! seconds: limit the time that connections may take to read.
+//!
+//! An operation runs as long as it takes, whoever waits. Bound it in the service.
+//!
 //! # Problems
 //!
-//! The `type` is [`PROBLEM_PREFIX`] and:
+//! The `type` is [`PROBLEM_PREFIX`] and a name; it is in the header `Idempotency-Problem` too.
 //!
 //! | name | status | when |
 //! |---|---|---|
@@ -49,9 +62,10 @@
 //! | `key-reused` | 422 | the key was used for another request |
 //! | `store-unavailable` | 503 | the store is full or failed; with `Retry-After` |
 //! | `answer-unreadable` | 500 | something else is stored under the key |
+//! | `answer-not-kept` | gRPC only | the operation was done, and its answer was too large to be stored |
 //!
-//! A gRPC call gets a status instead: `ABORTED` for `in-flight`, `FAILED_PRECONDITION` for `key-reused` and `outcome-unknown`, `UNAVAILABLE`,
-//! `INVALID_ARGUMENT`; the type is in the metadata `idempotency-problem`.
+//! A gRPC call gets a status instead: `ABORTED` for `in-flight`, `FAILED_PRECONDITION` for `key-reused` and `outcome-unknown`,
+//! `DEADLINE_EXCEEDED` for 408, `RESOURCE_EXHAUSTED` for 413, `UNAVAILABLE` for 503, `INTERNAL` for 500, and `INVALID_ARGUMENT`.
 //!
 //! # Headers
 //!
@@ -59,8 +73,8 @@
 //! |---|---|---|
 //! | `Idempotency-Key` | requests | the key: a structured-field string or the same without quotes |
 //! | `Idempotency-Replayed: true` | answers | it was made for an earlier request; with `Cache-Control: no-store` |
-//! | `Idempotency-Key-Expires` | answers | until when it is kept (an HTTP date); not on the first answer if that streams |
-//! | `Idempotency-Replay-Unavailable` | answers | `too-large`: the body isn't stored; `not-stored`: the store failed at the end |
+//! | `Idempotency-Key-Expires` | answers | until when it is kept (an HTTP date); not on one that is still being made when its head is sent |
+//! | `Idempotency-Replay-Unavailable` | answers | of a replay, `body-not-stored`: it was larger than [`Policy::max_answer`]; of a first answer that was there as a whole, `not-stored`: the store failed at the end |
 //! | `Idempotency-Unprotected` | answers | the store was unavailable, and the policy lets such requests pass |
 //! | `Idempotency-Attempt`, `-Fence`, `-Recovery-Point` | requests to the service | as [`Running`] has them; the point as a byte sequence (RFC 9651). Those of clients are taken out |
 //!
@@ -74,6 +88,7 @@
 
 mod answer;
 mod body;
+mod digest;
 mod event;
 mod key;
 mod layer;
@@ -86,11 +101,11 @@ mod running;
 
 pub use answer::{HeaderFilter, StoredAnswer};
 pub use body::Body;
+pub use digest::{InvalidPointer, PayloadDigest};
 pub use event::{Event, EventKind, Identity};
 pub use layer::{Idempotency, IdempotencyLayer, operation_of};
 pub use policy::{
-    InFlight, Interrupted, Interruption, InvalidPointer, PayloadDigest, Policy, Reconcile, Reconciled, Scope, Verdict,
-    Verdicts, WhenUnavailable,
+    InFlight, Interrupted, Interruption, Policy, Reconcile, Reconciled, Scope, Verdict, Verdicts, WhenUnavailable,
 };
 pub use problem::{PROBLEM_PREFIX, Problem};
 pub use running::Running;

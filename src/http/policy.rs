@@ -1,10 +1,11 @@
 //! What holds for a request: which need a key, what makes two the same, which answers are kept, and what becomes of the rest.
 
-use super::BoxError;
 use super::answer::{HeaderFilter, StoredAnswer};
-use crate::{Durability, Fingerprint, Retention};
+use super::digest::PayloadDigest;
+use super::{Body, BoxError};
+use crate::{Durability, MAX_LEASE, Retention};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName};
+use http::header::{HeaderName, RETRY_AFTER};
 use http::request::Parts;
 use http::{Method, Response, StatusCode, response};
 use std::fmt;
@@ -61,9 +62,11 @@ pub enum Verdict {
 pub struct Verdicts(Arc<dyn Fn(&response::Parts) -> Verdict + Send + Sync>);
 
 impl Verdicts {
-    /// Answers that would come out the same again are stored: 1xx to 4xx. Released are 401, 403, 408, 425, 429 and 5xx.
+    /// Answers that would come out the same again are stored: up to 4xx. Released are 401, 403, 408, 425, 429 and 5xx, and
+    /// 409 with `Retry-After`, which is how a service says that it still works on it.
     pub fn ietf() -> Self {
         Verdicts::of(|answer| match answer.status {
+            StatusCode::CONFLICT if answer.headers.contains_key(RETRY_AFTER) => Verdict::Release,
             StatusCode::UNAUTHORIZED
             | StatusCode::FORBIDDEN
             | StatusCode::REQUEST_TIMEOUT
@@ -112,80 +115,6 @@ pub(super) fn grpc_verdict(headers: &http::HeaderMap) -> Option<Verdict> {
     })
 }
 
-/// What makes two requests with one key the same request.
-#[derive(Clone)]
-pub struct PayloadDigest(DigestOf);
-
-#[derive(Clone)]
-enum DigestOf {
-    Whole,
-    Pointers(Arc<[String]>),
-    Own(Arc<FingerprintOf>),
-}
-
-type FingerprintOf = dyn Fn(&Parts, &Bytes) -> Fingerprint + Send + Sync;
-
-/// A JSON pointer that RFC 6901 doesn't allow.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no JSON pointer: it has to be empty or begin with a slash")]
-pub struct InvalidPointer(String);
-
-/// Opens what is digested, so that a later way of doing it can't be mistaken for this one.
-const VERSION: &[u8] = b"oncekey http 1";
-
-impl PayloadDigest {
-    /// Method, path, query, content type and body, byte for byte.
-    pub fn whole() -> Self {
-        PayloadDigest(DigestOf::Whole)
-    }
-
-    /// Method, path and query, and of a JSON body the values at these pointers (RFC 6901), whatever their formatting and
-    /// the order of members. A body that isn't JSON counts as a whole.
-    ///
-    /// Numbers beyond 64-bit integers are compared as 64-bit floating point, as in RFC 8785: send long amounts as strings.
-    ///
-    /// # Errors
-    ///
-    /// A pointer that is neither empty nor begins with a slash.
-    pub fn json_pointers<P: Into<String>>(pointers: impl IntoIterator<Item = P>) -> Result<Self, InvalidPointer> {
-        let pointers: Vec<String> = pointers.into_iter().map(Into::into).collect();
-        match pointers.iter().find(|pointer| !pointer.is_empty() && !pointer.starts_with('/')) {
-            Some(wrong) => Err(InvalidPointer(wrong.clone())),
-            None => Ok(PayloadDigest(DigestOf::Pointers(pointers.into()))),
-        }
-    }
-
-    /// A digest of your own.
-    pub fn of(digest: impl Fn(&Parts, &Bytes) -> Fingerprint + Send + Sync + 'static) -> Self {
-        PayloadDigest(DigestOf::Own(Arc::new(digest)))
-    }
-
-    pub(super) fn fingerprint(&self, parts: &Parts, body: &Bytes) -> Fingerprint {
-        let target =
-            [parts.method.as_str(), parts.uri.path(), parts.uri.query().unwrap_or_default()].map(str::as_bytes);
-        let whole = || {
-            let content_type = parts.headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-            let rest = [content_type, body];
-            Fingerprint::of_parts([VERSION].into_iter().chain(target).chain(rest))
-        };
-        match &self.0 {
-            DigestOf::Whole => whole(),
-            DigestOf::Own(digest) => digest(parts, body),
-            DigestOf::Pointers(pointers) => {
-                let Ok(json) = serde_json::from_slice::<serde_json::Value>(body) else { return whole() };
-                // What isn't there is told from `null`; members come sorted.
-                let values: Vec<String> = pointers
-                    .iter()
-                    .map(|pointer| json.pointer(pointer).map_or_else(String::new, ToString::to_string))
-                    .collect();
-                let selected =
-                    pointers.iter().zip(&values).flat_map(|(pointer, value)| [pointer.as_bytes(), value.as_bytes()]);
-                Fingerprint::of_parts([VERSION, b"json"].into_iter().chain(target).chain(selected))
-            }
-        }
-    }
-}
-
 /// What a request gets whose operation is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InFlight {
@@ -229,7 +158,7 @@ impl Reconcile {
 }
 
 /// What is known of an operation whose owner vanished.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Interruption {
     /// The tenant; empty if there is but one.
@@ -242,15 +171,26 @@ pub struct Interruption {
     pub attempt: u32,
     /// What the owner left for the next.
     pub recovery_point: Option<Bytes>,
-    /// Body of the request, which is the same as that of the first.
+    /// Body of this request; it is the first's as far as the [`PayloadDigest`] tells.
     pub body: Bytes,
+}
+
+impl fmt::Debug for Interruption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interruption")
+            .field("operation", &self.operation)
+            .field("attempt", &self.attempt)
+            .field("body_len", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What was found out about an operation whose owner vanished.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment")]
 pub enum Reconciled {
-    /// It happened, and this is its answer, which is stored.
-    Happened(Response<Bytes>),
+    /// It happened, and this is its answer, which is stored whatever its status. One of gRPC without a status gets `OK`.
+    Happened(Response<Body>),
     /// It did not happen: it runs now.
     DidNotHappen,
     /// 409, `outcome-unknown`; the next request asks again.
@@ -403,7 +343,8 @@ impl Policy {
         self
     }
 
-    /// How answers are judged; [`Verdicts::ietf`] by default.
+    /// How answers are judged; [`Verdicts::ietf`] by default. Answers to gRPC calls are judged by their gRPC status, if they have one, and
+    /// problems of another layer of this kind behind this one are released.
     pub fn verdicts(mut self, verdicts: Verdicts) -> Self {
         self.verdicts = verdicts;
         self
@@ -415,15 +356,19 @@ impl Policy {
         self
     }
 
-    /// How long answers are kept; the store's setting by default. At least 1 ms.
+    /// How long answers are kept; the store's setting by default. Less than 1 ms counts as 1 ms.
     pub fn retention(mut self, retention: Retention) -> Self {
-        self.retention = Some(retention);
+        self.retention = Some(match retention {
+            Retention::For(time) => Retention::For(time.max(Duration::from_millis(1))),
+            Retention::Forever => Retention::Forever,
+        });
         self
     }
 
-    /// Length of the lease, which is renewed as long as the operation runs; the store's setting by default.
+    /// Length of the lease, which is renewed as long as the operation runs; the store's setting by default. It is cut to
+    /// 1 ms to [`MAX_LEASE`].
     pub fn lease(mut self, lease: Duration) -> Self {
-        self.lease = Some(lease);
+        self.lease = Some(lease.clamp(Duration::from_millis(1), MAX_LEASE));
         self
     }
 
@@ -445,14 +390,15 @@ impl Policy {
         self
     }
 
-    /// Changes what is stored of an answer, such as to take personal data out. The first client gets the answer as it is,
+    /// Changes what is stored of an answer, such as to take personal data out; without a body only status and headers are. The first client gets the answer as it is,
     /// and so do duplicates that follow it while it streams.
     pub fn redact(mut self, redact: impl Fn(&mut StoredAnswer) + Send + Sync + 'static) -> Self {
         self.redact = Some(Arc::new(redact));
         self
     }
 
-    /// What becomes of requests while the store can't take them; refused by default.
+    /// What becomes of requests while the store can't take them; refused by default. One whose key is known to be used is
+    /// refused either way.
     pub fn when_unavailable(mut self, when: WhenUnavailable) -> Self {
         self.when_unavailable = when;
         self

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 /// What the `type` of every problem begins with; its name follows.
 pub const PROBLEM_PREFIX: &str = "urn:oncekey:problem:";
+/// The type of a problem, in a header, for those who don't read bodies.
+pub(super) const PROBLEM: HeaderName = HeaderName::from_static("idempotency-problem");
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Why a request got no answer of the service, as `application/problem+json`.
 ///
@@ -78,13 +81,10 @@ impl Problem {
         let mut response = Response::new(Body::empty());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from(self.grpc_code()));
+        headers.insert(GRPC_STATUS, HeaderValue::from(self.grpc_code()));
         let message = format!("{}. {}", self.title, self.detail);
         if let Ok(message) = HeaderValue::from_str(&percent_encode(&message)) {
             headers.insert("grpc-message", message);
-        }
-        if let Ok(name) = HeaderValue::from_str(&format!("{PROBLEM_PREFIX}{}", self.name)) {
-            headers.insert(HeaderName::from_static("idempotency-problem"), name);
         }
         self.mark(response)
     }
@@ -92,6 +92,9 @@ impl Problem {
     fn mark(&self, mut response: Response<Body>) -> Response<Body> {
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Ok(name) = HeaderValue::from_str(&format!("{PROBLEM_PREFIX}{}", self.name)) {
+            headers.insert(PROBLEM, name);
+        }
         if let Some(after) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000) as u64));
         }
@@ -166,7 +169,9 @@ impl Problem {
 
     pub(super) fn mismatch() -> Problem {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "key-reused", "The idempotency key was used for another request")
-            .detail("Method, path, query, content type or body differ from those of the first request with this key.")
+            .detail(
+                "It differs from the first request with this key in what makes up a request here, such as its body.",
+            )
     }
 
     pub(super) fn outcome_unknown() -> Problem {
@@ -191,6 +196,11 @@ impl Problem {
     pub(super) fn unreadable() -> Problem {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer-unreadable", "The stored answer can't be read")
             .detail("It was not stored as an HTTP answer, or by a newer version. The operation was done.")
+    }
+
+    pub(super) fn not_kept() -> Problem {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer-not-kept", "The answer was too large to be kept")
+            .detail("The operation was done, and its answer given to the first who asked.")
     }
 
     pub(super) fn panicked() -> Problem {

@@ -1,8 +1,8 @@
 //! An answer that is still being made: one task appends to it, and any number of clients read it from its beginning.
 //!
-//! Up to a cap everything is kept, so a reader of any pace, or one that comes late, gets it all. Past the cap only the first
-//! client counts: pieces go as it has read them, the appender waits while it is more than a window behind, and a
-//! duplicate that falls behind is cut off.
+//! Up to a cap everything is kept, so a reader of any pace, or one that comes late, gets it all. Past the cap one of them
+//! leads: the first client, and once that is gone whoever read the most. Pieces go as the leader has read them, the appender waits while
+//! it is more than a window behind, and readers that fall behind it are cut off.
 //!
 //! - R1 What was handed out stays in order: a reader gets pieces `0, 1, 2, …` without a gap, or an error.
 //! - R2 Nobody sees the end before the end was set, which its appender does after the answer is stored.
@@ -13,16 +13,23 @@ use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-/// How far the first client may be behind once an answer is too large to be kept, in bytes.
+/// How far the leader may be behind once an answer is too large to be kept, in bytes.
 const WINDOW: usize = 256 * 1024;
+/// How long the leader may take nothing then, before it is cut off.
+const STALL: Duration = Duration::from_secs(30);
+/// The reader that leads as long as it is there.
+const FIRST: u64 = 0;
 
 #[derive(Debug)]
 pub(super) struct Recording {
+    /// Number of the reservation whose answer it is.
+    fence: u64,
     status: StatusCode,
     /// What duplicates get.
     headers: HeaderMap,
@@ -40,11 +47,17 @@ struct Tape {
     /// Bytes of `pieces`.
     len: usize,
     is_over_cap: bool,
-    /// How many pieces the first client took; `None` once it is gone.
-    first_client: Option<usize>,
     end: Option<End>,
-    readers: Vec<Waker>,
+    readers: BTreeMap<u64, Reader>,
+    next_reader: u64,
     appender: Option<Waker>,
+}
+
+#[derive(Debug, Default)]
+struct Reader {
+    /// Number of the piece that it gets next.
+    next: usize,
+    waker: Option<Waker>,
 }
 
 #[derive(Debug, Clone)]
@@ -58,28 +71,35 @@ enum End {
 #[error("the answer broke off")]
 struct BrokeOff;
 
-/// A duplicate was too slow for an answer that is too large to be kept.
+/// A reader was too slow for an answer that is too large to be kept.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer is too large to be kept for a slow reader")]
 struct FellBehind;
 
 impl Recording {
-    pub(super) fn new(status: StatusCode, headers: HeaderMap, exact: Option<u64>, cap: usize) -> Arc<Self> {
-        let tape = Tape { first_client: Some(0), ..Tape::default() };
-        Arc::new(Recording { status, headers, exact, cap, tape: Mutex::new(tape) })
+    pub(super) fn new(fence: u64, status: StatusCode, headers: HeaderMap, exact: Option<u64>, cap: usize) -> Arc<Self> {
+        Arc::new(Recording { fence, status, headers, exact, cap, tape: Mutex::default() })
     }
 
-    /// The body that the first client reads.
-    pub(super) fn first_client(self: &Arc<Self>) -> Follower {
-        Follower { recording: Arc::clone(self), next: 0, is_first: true, has_ended: false }
+    pub(super) fn fence(&self) -> u64 {
+        self.fence
+    }
+
+    /// A body from the beginning; the first that is asked for is that of the first client.
+    pub(super) fn follow(self: &Arc<Self>) -> Follower {
+        let mut tape = self.tape.lock();
+        let number = tape.next_reader;
+        tape.next_reader += 1;
+        tape.readers.insert(number, Reader::default());
+        Follower { recording: Arc::clone(self), number, has_begun: false, has_ended: false }
     }
 
     /// The answer for a duplicate; `None` if its beginning is gone.
     pub(super) fn attach(self: &Arc<Self>) -> Option<Response<super::Body>> {
+        let follower = self.follow();
         if self.tape.lock().start > 0 {
             return None;
         }
-        let follower = Follower { recording: Arc::clone(self), next: 0, is_first: false, has_ended: false };
         let mut response = Response::new(super::Body::followed(follower));
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers.clone();
@@ -87,36 +107,43 @@ impl Recording {
     }
 
     pub(super) fn push(&self, piece: Bytes) {
-        if piece.is_empty() {
-            return;
-        }
         let mut tape = self.tape.lock();
         tape.len += piece.len();
         tape.pieces.push_back(piece);
         tape.is_over_cap |= tape.len > self.cap;
         tape.forget();
-        tape.wake_readers().unlocked(tape);
+        tape.readers_to_wake().unlocked(tape);
     }
 
-    /// Waits until there is room for another piece.
+    /// Waits until there is room for another piece. A leader that takes nothing for [`STALL`] is cut off.
     pub(super) async fn room(&self) {
-        poll_fn(|context| {
-            let mut tape = self.tape.lock();
-            if !tape.is_over_cap || tape.len <= WINDOW {
-                return Poll::Ready(());
+        let mut before = 0;
+        loop {
+            let progress = poll_fn(|context| {
+                let mut tape = self.tape.lock();
+                if !tape.is_over_cap || tape.len <= WINDOW {
+                    return Poll::Ready(None);
+                }
+                if tape.start != before {
+                    return Poll::Ready(Some(tape.start));
+                }
+                tape.appender = Some(context.waker().clone());
+                Poll::Pending
+            });
+            match tokio::time::timeout(STALL, progress).await {
+                Ok(None) => return,
+                Ok(Some(start)) => before = start,
+                Err(_) => self.cut_leader_off(),
             }
-            tape.appender = Some(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
+        }
     }
 
-    /// Goes on without the first client.
-    pub(super) fn leave_first_client(&self) {
+    fn cut_leader_off(&self) {
         let mut tape = self.tape.lock();
-        tape.first_client = None;
+        let leader = tape.leader().map(|(number, _)| number);
+        let waker = leader.and_then(|leader| tape.readers.remove(&leader)).and_then(|reader| reader.waker);
         tape.forget();
-        tape.wake_readers().unlocked(tape);
+        Wakers(waker.into_iter().collect()).unlocked(tape);
     }
 
     /// All pieces, if all are kept.
@@ -136,18 +163,25 @@ impl Recording {
     fn set_end(&self, end: End) {
         let mut tape = self.tape.lock();
         tape.end.get_or_insert(end);
-        tape.wake_readers().unlocked(tape);
+        tape.readers_to_wake().unlocked(tape);
     }
 }
 
 impl Tape {
-    /// Past the cap, lets go what the first client has read.
+    /// Who decides what is still needed, and what it gets next.
+    fn leader(&self) -> Option<(u64, usize)> {
+        let first = self.readers.get_key_value(&FIRST);
+        let leader = first.or_else(|| self.readers.iter().max_by_key(|(_, reader)| reader.next));
+        leader.map(|(number, reader)| (*number, reader.next))
+    }
+
+    /// Past the cap, lets go what the leader has read.
     fn forget(&mut self) {
         if !self.is_over_cap {
             return;
         }
         let end = self.start + self.pieces.len();
-        let read = self.first_client.unwrap_or(end);
+        let read = self.leader().map_or(end, |(_, next)| next);
         while self.start < read {
             let Some(piece) = self.pieces.pop_front() else { return };
             self.len -= piece.len();
@@ -155,8 +189,14 @@ impl Tape {
         }
     }
 
-    fn wake_readers(&mut self) -> Wakers {
-        Wakers(std::mem::take(&mut self.readers))
+    fn readers_to_wake(&mut self) -> Wakers {
+        Wakers(self.readers.values_mut().filter_map(|reader| reader.waker.take()).collect())
+    }
+
+    /// To be called after a reader went on, or went.
+    fn appender_to_wake(&mut self) -> Wakers {
+        self.forget();
+        Wakers(self.appender.take().into_iter().collect())
     }
 }
 
@@ -176,8 +216,8 @@ impl Wakers {
 #[derive(Debug)]
 pub(super) struct Follower {
     recording: Arc<Recording>,
-    next: usize,
-    is_first: bool,
+    number: u64,
+    has_begun: bool,
     has_ended: bool,
 }
 
@@ -186,20 +226,20 @@ impl Follower {
         if self.has_ended {
             return Poll::Ready(None);
         }
-        let mut tape = self.recording.tape.lock();
-        let Some(at) = self.next.checked_sub(tape.start).filter(|_| !self.is_first || tape.first_client.is_some())
-        else {
+        self.has_begun = true;
+        let mut lock = self.recording.tape.lock();
+        let tape = &mut *lock;
+        let reader = tape.readers.get_mut(&self.number);
+        let Some((reader, at)) = reader.and_then(|reader| {
+            let at = reader.next.checked_sub(tape.start)?;
+            Some((reader, at))
+        }) else {
             self.has_ended = true;
             return Poll::Ready(Some(Err(FellBehind.into())));
         };
         if let Some(piece) = tape.pieces.get(at).cloned() {
-            self.next += 1;
-            if self.is_first {
-                tape.first_client = Some(self.next);
-                tape.forget();
-                let appender = tape.appender.take();
-                Wakers(appender.into_iter().collect()).unlocked(tape);
-            }
+            reader.next += 1;
+            tape.appender_to_wake().unlocked(lock);
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         match tape.end.clone() {
@@ -211,9 +251,7 @@ impl Follower {
                 })
             }
             None => {
-                if !tape.readers.iter().any(|waker| waker.will_wake(context.waker())) {
-                    tape.readers.push(context.waker().clone());
-                }
+                reader.waker = Some(context.waker().clone());
                 Poll::Pending
             }
         }
@@ -221,8 +259,8 @@ impl Follower {
 
     pub(super) fn size_hint(&self) -> SizeHint {
         match self.recording.exact {
-            // Only what was not read yet counts, and that is known before the first piece.
-            Some(exact) if self.next == 0 => SizeHint::with_exact(exact),
+            // Of what is left, which is known before the first piece.
+            Some(exact) if !self.has_begun => SizeHint::with_exact(exact),
             Some(_) | None => SizeHint::default(),
         }
     }
@@ -230,12 +268,8 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        if self.is_first {
-            let mut tape = self.recording.tape.lock();
-            tape.first_client = None;
-            tape.forget();
-            let appender = tape.appender.take();
-            Wakers(appender.into_iter().collect()).unlocked(tape);
-        }
+        let mut tape = self.recording.tape.lock();
+        tape.readers.remove(&self.number);
+        tape.appender_to_wake().unlocked(tape);
     }
 }

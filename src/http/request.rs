@@ -4,9 +4,10 @@ use super::body::Body;
 use super::policy::Policy;
 use super::problem::Problem;
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use http_body::Body as _;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError};
+use std::error::Error;
 
 pub(super) enum Collected {
     Whole(Bytes, Option<HeaderMap>),
@@ -37,7 +38,11 @@ async fn read(mut body: Body, limit: usize, is_grpc: bool) -> Result<Collected, 
     let mut whole = Whole::default();
     let mut trailers = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Problem::body_incomplete())?;
+        let frame = frame.map_err(|error| match causes(&*error).any(|cause| cause.is::<LengthLimitError>()) {
+            // A limit that was set before this layer.
+            true => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The request's body is too large"),
+            false => Problem::body_incomplete(),
+        })?;
         match frame.into_data() {
             Ok(data) if data.len() > limit - whole.len() => return Err(Problem::body_too_large(limit)),
             Ok(data) => whole.push(data),
@@ -48,6 +53,10 @@ async fn read(mut body: Body, limit: usize, is_grpc: bool) -> Result<Collected, 
         }
     }
     Ok(Collected::Whole(whole.finish(), trailers))
+}
+
+fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
 }
 
 /// Pieces put together; a single one stays as it is.

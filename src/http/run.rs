@@ -4,32 +4,31 @@ use super::answer::StoredAnswer;
 use super::body::Body;
 use super::event::EventKind;
 use super::layer::{
-    ATTEMPT, Asked, Claimed, Counted, FENCE, Live, RECOVERY_POINT, TOO_LARGE, UNAVAILABLE, mark_expiry, mark_replayed,
+    ATTEMPT, Asked, Claimed, Counted, FENCE, Live, RECOVERY_POINT, UNAVAILABLE, mark_expiry, mark_replayed,
 };
 use super::policy::{Interrupted, Interruption, Reconciled, Verdict, grpc_verdict};
-use super::problem::{Problem, byte_sequence};
+use super::problem::{GRPC_STATUS, PROBLEM, Problem, byte_sequence};
 use super::recording::Recording;
 use super::running::Running;
 use super::{BoxError, blocking};
 use crate::{ErrorKind, Record, Reservation, Unwritten};
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response, response};
-use http_body::{Body as _, Frame};
+use http::{Request, Response, StatusCode, response};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use tokio::runtime::Handle;
 use tower_service::Service;
 
 /// An answer that tells a length up to this, in bytes, is stored before its head is sent.
 const HELD: u64 = 64 * 1024;
-/// How long a client may take nothing of an answer that is too large to be kept, before the operation goes on without it.
-const STALL: Duration = Duration::from_secs(30);
 
 /// A future that, dropped before its end, goes on as a task.
 pub(super) struct Detached<T: Send + 'static> {
@@ -47,10 +46,13 @@ impl<T: Send + 'static> Future for Detached<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        let Some(future) = &mut self.future else { return Poll::Pending };
-        let output = std::task::ready!(future.as_mut().poll(context));
-        self.future = None;
-        Poll::Ready(output)
+        // One that panics is not polled again.
+        let Some(mut future) = self.future.take() else { return Poll::Pending };
+        let poll = future.as_mut().poll(context);
+        if poll.is_pending() {
+            self.future = Some(future);
+        }
+        poll
     }
 }
 
@@ -99,33 +101,22 @@ where
             recovery_point: point.clone(),
             body: body.clone(),
         };
-        match caught(async move { find_out.ask(interruption).await }).await {
-            Ok(Ok(Reconciled::DidNotHappen)) => {}
-            Ok(Ok(Reconciled::Happened(response))) => {
-                let (head, body) = response.into_parts();
-                return Ok(operation.finish_whole(Verdict::Store, head, body, None).await);
-            }
-            Ok(Ok(Reconciled::StillUnknown) | Err(_)) | Err(Panicked) => {
-                return Ok(operation.refuse(&Problem::outcome_unknown()));
-            }
+        match find_out.ask(interruption).await {
+            Ok(Reconciled::DidNotHappen) => {}
+            Ok(Reconciled::Happened(response)) => return Ok(operation.happened(response).await),
+            Ok(Reconciled::StillUnknown) | Err(_) => return Ok(operation.refuse(&Problem::outcome_unknown())),
         }
     }
     let mut request = Request::from_parts(parts, Body::whole(body, trailers));
     operation.introduce(&mut request, point.as_deref());
-    match caught(async move { inner.call(request).await }).await {
-        Ok(Ok(response)) => Ok(operation.conclude(response.map(Body::new)).await),
-        Ok(Err(error)) => {
-            operation.abandon(None);
-            Err(error)
-        }
-        Err(Panicked) => Ok(operation.refuse(&Problem::panicked())),
-    }
+    let response = inner.call(request).await?;
+    Ok(operation.conclude(response.map(Body::new)).await)
 }
 
 /// A panic, which the hook has told of.
-struct Panicked;
+pub(super) struct Panicked;
 
-async fn caught<F: Future>(future: F) -> Result<F::Output, Panicked> {
+pub(super) async fn caught<F: Future>(future: F) -> Result<F::Output, Panicked> {
     let mut future = pin!(future);
     // After a panic it isn't polled again.
     poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
@@ -135,44 +126,74 @@ async fn caught<F: Future>(future: F) -> Result<F::Output, Panicked> {
     .await
 }
 
-/// What was read of an answer's body.
-#[derive(Default)]
+/// How much of a body came, beside what was told of its length.
+#[derive(Clone, Copy)]
+struct Length {
+    told: Option<u64>,
+    so_far: u64,
+}
+
+impl Length {
+    fn of(head: &response::Parts, body: &Body) -> Self {
+        let in_head = || head.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+        Length { told: body.size_hint().exact().or_else(in_head), so_far: 0 }
+    }
+
+    fn is_reached(&self) -> bool {
+        self.told == Some(self.so_far)
+    }
+
+    fn is_exceeded(&self) -> bool {
+        self.told.is_some_and(|told| told < self.so_far)
+    }
+
+    fn may_end(&self) -> bool {
+        self.told.is_none_or(|told| told == self.so_far)
+    }
+}
+
+/// What was read of an answer's body before its head was sent.
 struct Reading {
     pieces: Vec<Bytes>,
-    len: u64,
+    length: Length,
     trailers: Option<HeaderMap>,
 }
 
 enum Turn {
-    Frame(Frame<Bytes>),
+    /// Never empty.
+    Data(Bytes),
+    Trailers(HeaderMap),
     End,
     Broken,
     /// Nothing is there yet.
     Later,
 }
 
-impl Reading {
-    fn take(&mut self, frame: Frame<Bytes>) {
-        match frame.into_data() {
-            Ok(data) => {
-                self.len += data.len() as u64;
-                self.pieces.push(data);
-            }
-            Err(frame) => self.trailers = frame.into_trailers().ok(),
-        }
-    }
-}
-
 /// The next frame, or, if that isn't waited for, word that there is none yet.
 async fn next(body: &mut Body, waits: bool) -> Turn {
-    let next = poll_fn(|context| match Pin::new(&mut *body).poll_frame(context) {
-        Poll::Pending if waits => Poll::Pending,
-        Poll::Pending => Poll::Ready(Turn::Later),
-        Poll::Ready(Some(Ok(frame))) => Poll::Ready(Turn::Frame(frame)),
-        Poll::Ready(Some(Err(_))) => Poll::Ready(Turn::Broken),
-        Poll::Ready(None) => Poll::Ready(Turn::End),
-    });
-    caught(next).await.unwrap_or(Turn::Broken)
+    // So that a body that is always ready lets others have a turn.
+    tokio::task::coop::consume_budget().await;
+    poll_fn(|context| {
+        loop {
+            let frame = match Pin::new(&mut *body).poll_frame(context) {
+                Poll::Pending if waits => return Poll::Pending,
+                Poll::Pending => return Poll::Ready(Turn::Later),
+                Poll::Ready(None) => return Poll::Ready(Turn::End),
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Turn::Broken),
+                Poll::Ready(Some(Ok(frame))) => frame,
+            };
+            match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Poll::Ready(Turn::Data(data)),
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        return Poll::Ready(Turn::Trailers(trailers));
+                    }
+                }
+            }
+        }
+    })
+    .await
 }
 
 /// How an operation ended.
@@ -203,7 +224,7 @@ impl Operation {
     }
 
     /// Leaves the key interrupted.
-    fn abandon(&self, status: Option<http::StatusCode>) {
+    fn abandon(&self, status: Option<StatusCode>) {
         drop(self.running.take());
         self.asked.tell(EventKind::Unknown, status);
     }
@@ -224,29 +245,51 @@ impl Operation {
             Some(Verdict::Store) | None => {}
         }
         let cap = self.asked.policy.max_answer as u64;
-        let exact = body.size_hint().exact();
-        let is_short = exact.is_some_and(|len| len <= HELD);
-        let mut reading = Reading::default();
-        let is_broken = loop {
-            if reading.len > cap && !is_short {
-                return self.record(head, body, reading, exact);
+        let length = Length::of(&head, &body);
+        let is_short = length.told.is_some_and(|len| len <= HELD);
+        let mut reading = Reading { pieces: Vec::new(), length, trailers: None };
+        let is_whole = loop {
+            let length = &mut reading.length;
+            if length.is_exceeded() {
+                break false;
             }
-            match next(&mut body, is_short || exact == Some(reading.len)).await {
-                Turn::Frame(frame) => reading.take(frame),
-                Turn::End => break false,
-                Turn::Broken => break true,
-                Turn::Later => return self.record(head, body, reading, exact),
+            if length.so_far > cap && !is_short {
+                return self.record(head, body, reading);
+            }
+            match next(&mut body, is_short || length.is_reached()).await {
+                Turn::Data(data) => {
+                    length.so_far += data.len() as u64;
+                    reading.pieces.push(data);
+                }
+                Turn::Trailers(trailers) => reading.trailers = Some(trailers),
+                Turn::End => break length.may_end(),
+                Turn::Broken => break false,
+                Turn::Later => return self.record(head, body, reading),
             }
         };
-        if is_broken {
+        if !is_whole {
             self.abandon(Some(head.status));
-            let recording = Recording::new(head.status, HeaderMap::new(), exact, usize::MAX);
+            let recording = self.recording(&head, reading.length.told);
+            let follower = recording.follow();
             reading.pieces.into_iter().for_each(|piece| recording.push(piece));
             recording.break_off();
-            return Response::from_parts(head, Body::followed(recording.first_client()));
+            return Response::from_parts(head, Body::followed(follower));
         }
         let verdict = self.last_verdict(&head, reading.trailers.as_ref());
         self.finish_whole(verdict, head, join(reading.pieces), reading.trailers).await
+    }
+
+    /// Stores what was found out to be the answer.
+    async fn happened(self, response: Response<Body>) -> Response<Body> {
+        let (head, body) = response.into_parts();
+        let Ok(collected) = body.collect().await else { return self.refuse(&Problem::outcome_unknown()) };
+        let mut trailers = collected.trailers().cloned();
+        let has_status =
+            [Some(&head.headers), trailers.as_ref()].into_iter().flatten().any(|map| map.contains_key(GRPC_STATUS));
+        if self.asked.is_grpc && !has_status {
+            trailers.get_or_insert_default().insert(GRPC_STATUS, HeaderValue::from_static("0"));
+        }
+        self.finish_whole(Verdict::Store, head, collected.to_bytes(), trailers).await
     }
 
     /// Stores an answer that is there as a whole, and gives it to the first client.
@@ -260,12 +303,7 @@ impl Operation {
         let stored = (body.len() <= self.asked.policy.max_answer).then(|| body.clone());
         let ended = self.finish(verdict, &head, stored, trailers.as_ref()).await;
         match ended {
-            Ended::Stored { until, is_whole } => {
-                mark_expiry(&mut head.headers, until);
-                if !is_whole {
-                    head.headers.insert(UNAVAILABLE, TOO_LARGE);
-                }
-            }
+            Ended::Stored { until, .. } => mark_expiry(&mut head.headers, until),
             Ended::NotStored => {
                 head.headers.insert(UNAVAILABLE, HeaderValue::from_static("not-stored"));
             }
@@ -274,45 +312,61 @@ impl Operation {
         Response::from_parts(head, Body::whole(body, trailers))
     }
 
-    /// Lets the first client follow the answer while a task records it.
-    fn record(self, head: response::Parts, body: Body, reading: Reading, exact: Option<u64>) -> Response<Body> {
-        let mut headers = self.asked.policy.stored_headers.apply(&head.headers);
+    fn recording(&self, head: &response::Parts, told: Option<u64>) -> Arc<Recording> {
+        let policy = &self.asked.policy;
+        let mut headers = policy.stored_headers.apply(&head.headers);
         mark_replayed(&mut headers);
-        let recording = Recording::new(head.status, headers, exact, self.asked.policy.max_answer);
-        let first_client = recording.first_client();
+        Recording::new(self.running.fence(), head.status, headers, told, policy.max_answer)
+    }
+
+    /// Lets the first client follow the answer while a task records it.
+    fn record(self, head: response::Parts, body: Body, reading: Reading) -> Response<Body> {
+        let recording = self.recording(&head, reading.length.told);
+        let first_client = recording.follow();
         let tape = Tape::begin(Arc::clone(&self.asked.settings.live), self.asked.identity(), recording);
         let first = head.clone();
-        tokio::spawn(self.drive(head, body, reading, exact, tape));
+        tokio::spawn(self.drive(head, body, reading, tape));
         Response::from_parts(first, Body::followed(first_client))
     }
 
     /// Passes the body on as it comes, and stores it before its end is told.
-    async fn drive(self, head: response::Parts, mut body: Body, reading: Reading, exact: Option<u64>, tape: Tape) {
+    async fn drive(self, head: response::Parts, mut body: Body, reading: Reading, tape: Tape) {
         let recording = &tape.recording;
-        let (mut len, mut last, mut trailers) = (0, None, reading.trailers);
+        let mut length = Length { so_far: 0, ..reading.length };
+        let (mut last, mut trailers) = (None, reading.trailers);
         let mut take = |piece: Bytes| {
-            len += piece.len() as u64;
+            length.so_far += piece.len() as u64;
             // With it a client has the whole answer.
-            if exact == Some(len) { last = Some(piece) } else { recording.push(piece) }
+            if length.is_reached() {
+                last = Some(piece)
+            } else {
+                recording.push(piece)
+            }
+            length
         };
-        reading.pieces.into_iter().for_each(&mut take);
-        loop {
-            if tokio::time::timeout(STALL, recording.room()).await.is_err() {
-                recording.leave_first_client();
-            }
-            match next(&mut body, true).await {
-                Turn::End => break,
-                Turn::Broken | Turn::Later => {
-                    self.abandon(Some(head.status));
-                    return recording.break_off();
-                }
-                Turn::Frame(frame) => match frame.into_data() {
-                    Ok(data) => take(data),
-                    Err(frame) => trailers = frame.into_trailers().ok(),
-                },
-            }
+        for piece in reading.pieces {
+            take(piece);
         }
-        let is_kept = len <= self.asked.policy.max_answer as u64;
+        let mut length = reading.length;
+        let is_whole = loop {
+            recording.room().await;
+            match next(&mut body, true).await {
+                Turn::Data(data) => {
+                    length = take(data);
+                    if length.is_exceeded() {
+                        break false;
+                    }
+                }
+                Turn::Trailers(more) => trailers = Some(more),
+                Turn::End => break length.may_end(),
+                Turn::Broken | Turn::Later => break false,
+            }
+        };
+        if !is_whole {
+            self.abandon(Some(head.status));
+            return recording.break_off();
+        }
+        let is_kept = length.so_far <= self.asked.policy.max_answer as u64;
         let body = recording.pieces().filter(|_| is_kept).map(|mut pieces| {
             pieces.extend(last.clone());
             join(pieces)
@@ -327,12 +381,20 @@ impl Operation {
 
     /// What becomes of the key, as far as that is known yet.
     fn verdict(&self, head: &response::Parts, trailers: Option<&HeaderMap>) -> Option<Verdict> {
-        let own = self.running.verdict();
-        own.or_else(|| match trailers {
-            _ if !self.asked.is_grpc => Some(self.asked.policy.verdicts.verdict(head)),
-            Some(trailers) => grpc_verdict(trailers).or_else(|| grpc_verdict(&head.headers)),
-            None => grpc_verdict(&head.headers),
-        })
+        if let Some(own) = self.running.verdict() {
+            return Some(own);
+        }
+        // Another layer behind this one answered for itself, and will do so again.
+        if head.headers.contains_key(PROBLEM) {
+            return Some(Verdict::Release);
+        }
+        let by_policy = || self.asked.policy.verdicts.verdict(head);
+        if !self.asked.is_grpc {
+            return Some(by_policy());
+        }
+        let status = trailers.and_then(grpc_verdict).or_else(|| grpc_verdict(&head.headers));
+        // What is no answer to a call came from something in between.
+        status.or_else(|| (head.status != StatusCode::OK).then(by_policy))
     }
 
     /// What becomes of the key once the answer is there as a whole. A gRPC answer without a status is none.
@@ -424,12 +486,14 @@ impl Operation {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        drop(self.running.take());
+        if self.running.take().is_some() {
+            self.asked.tell(EventKind::Unknown, None);
+        }
     }
 }
 
 fn is_grpc_failure(headers: &HeaderMap) -> bool {
-    headers.get("grpc-status").is_some_and(|status| status != "0")
+    headers.get(GRPC_STATUS).is_some_and(|status| status != "0")
 }
 
 fn join(mut pieces: Vec<Bytes>) -> Bytes {

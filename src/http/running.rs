@@ -68,7 +68,8 @@ impl Running {
         self.0.recovery_point.clone()
     }
 
-    /// Notes how far the operation got, for the attempt that comes after a crash; durable when it returns.
+    /// Notes how far the operation got, for the attempt that comes after a crash. When it returns that survives what the
+    /// operation's [`Durability`](crate::Durability) says.
     ///
     /// # Errors
     ///

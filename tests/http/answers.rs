@@ -45,7 +45,10 @@ async fn a_replay_has_status_headers_body_and_trailers_as_they_were() {
         trailers.append("set-cookie", "a=b".parse().unwrap());
         let body = ready(vec![Bytes::from_static(b"\x00\xff"), Bytes::from_static(b"end")], Some(trailers));
         let response = Response::builder().status(StatusCode::CREATED).header("x-a", "1").header("x-a", "2");
-        let response = response.header("location", "/payments/1").header("set-cookie", "session=1");
+        let response = response
+            .header("trailer", "x-checksum")
+            .header("location", "/payments/1")
+            .header("set-cookie", "session=1");
         response.header("connection", "x-hop").header("x-hop", "1").body(body).unwrap()
     };
     let store = store();
@@ -63,6 +66,8 @@ async fn a_replay_has_status_headers_body_and_trailers_as_they_were() {
     assert_eq!((replay.status, &replay.body), (StatusCode::CREATED, &first.body));
     assert_eq!(replay.headers.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
     assert_eq!(replay.header("location"), Some("/payments/1"));
+    // Without it HTTP/1.1 sends no trailers.
+    assert_eq!(replay.header("trailer"), Some("x-checksum"));
     assert_eq!(replay.header("idempotency-key-expires"), Some(&*expires));
     for name in ["set-cookie", "connection", "x-hop"] {
         assert!(replay.header(name).is_none(), "{name}");
@@ -223,7 +228,7 @@ async fn of_an_answer_over_the_cap_the_first_client_gets_all_and_later_ones_the_
             assert!(later.is_replay());
             assert_eq!((later.status.as_u16(), later.body.len()), (201, 0));
             assert_eq!((later.header("x-a"), later.header("etag")), (Some("1"), None));
-            assert_eq!(later.header("idempotency-replay-unavailable"), Some("too-large"));
+            assert_eq!(later.header("idempotency-replay-unavailable"), Some("body-not-stored"));
         }
         assert_eq!(log.runs(), 1);
         assert_eq!(log.events()[1], EventKind::StoredWithoutBody);
@@ -237,7 +242,7 @@ async fn an_answer_that_the_store_refuses_as_too_large_is_kept_without_its_body(
     let (service, log) = around(layer(&store, Policy::new()), handler);
     assert_eq!(send(&service, post("a", "")).await.body.len(), 2000);
     let later = send(&service, post("a", "")).await;
-    assert_eq!(later.header("idempotency-replay-unavailable"), Some("too-large"));
+    assert_eq!(later.header("idempotency-replay-unavailable"), Some("body-not-stored"));
     assert_eq!(log.runs(), 1);
 }
 

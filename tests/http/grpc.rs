@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use oncekey::http::{Body, EventKind, Policy};
+use oncekey::http::{Body, EventKind, Interrupted, Policy, Reconciled};
 use std::sync::{Arc, Mutex};
 
 fn call(key: Option<&str>, message: &'static [u8]) -> Request<Body> {
@@ -102,4 +102,44 @@ async fn calls_that_the_policy_names_pass_unread() {
         send(&service, call(Some("a"), ONE)).await;
     }
     assert_eq!(log.runs(), 2);
+}
+
+#[tokio::test]
+async fn a_call_that_was_refused_by_a_status_of_http_is_judged_by_that() {
+    for (status, runs) in [(401, 2), (404, 1)] {
+        let (service, log) = around(layer(&store(), Policy::new()), move |_| async move {
+            Response::builder().status(status).body(Body::empty()).unwrap()
+        });
+        for _ in 0..2 {
+            assert_eq!(send(&service, call(Some("a"), ONE)).await.status.as_u16(), status);
+        }
+        assert_eq!(log.runs(), runs);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_over_the_cap_is_told_as_a_status_later() {
+    let (service, log) = answering(Policy::new().max_answer(3), &[0]);
+    assert_eq!(send(&service, call(Some("a"), ONE)).await.body.len(), 6);
+    let later = send(&service, call(Some("a"), ONE)).await;
+    assert_eq!((status(&later), later.header("content-type")), (("13", "answer-not-kept"), Some("application/grpc")));
+    assert_eq!(later.header("idempotency-replay-unavailable"), Some("body-not-stored"));
+    assert_eq!(log.runs(), 1);
+}
+
+#[tokio::test]
+async fn what_is_found_out_of_a_call_is_an_answer_with_a_status() {
+    let find_out = |_| async {
+        let answer = Response::builder().header("content-type", "application/grpc");
+        Ok(Reconciled::Happened(answer.body(Body::from("\0\0\0\0\x01r"))?))
+    };
+    let policy = Policy::new().interrupted(Interrupted::reconcile(find_out));
+    let (service, log) = answering(policy, &[2]);
+    send(&service, call(Some("a"), ONE)).await;
+    for is_replay in [false, true] {
+        let answer = send(&service, call(Some("a"), ONE)).await;
+        assert_eq!((&answer.body[..], answer.is_replay()), (&b"\0\0\0\0\x01r"[..], is_replay));
+        assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
+    }
+    assert_eq!(log.runs(), 1);
 }

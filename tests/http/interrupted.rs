@@ -4,7 +4,7 @@ use crate::service::{Log, Service, around, echo, layer, post, send, store};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
-use oncekey::http::{Body, BoxError, EventKind, Interrupted, Interruption, Policy, Reconciled, Running};
+use oncekey::http::{Body, BoxError, EventKind, Interrupted, Interruption, Policy, Reconciled, Running, Verdicts};
 use oncekey::{Request as Key, Standing, Store};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -75,8 +75,7 @@ async fn reconciliation_answers_runs_or_leaves_it_open() {
                     2 => panic!("reconciliation fails, as this test wants it to"),
                     _ if happened => {
                         // Which would be released if the handler gave it now.
-                        let answer =
-                            Response::builder().status(StatusCode::BAD_GATEWAY).body(Bytes::from_static(b"found"));
+                        let answer = Response::builder().status(StatusCode::BAD_GATEWAY).body(Body::from("found"));
                         Ok(Reconciled::Happened(answer?))
                     }
                     _ => Ok(Reconciled::DidNotHappen),
@@ -86,8 +85,8 @@ async fn reconciliation_answers_runs_or_leaves_it_open() {
         let store = store();
         let (service, log) = crashing(&store, Interrupted::reconcile(find_out));
         send(&service, post("a", "x")).await.assert_problem(500, "outcome-unknown");
-        for _ in 0..3 {
-            send(&service, post("a", "x")).await.assert_problem(409, "outcome-unknown");
+        for status in [409, 409, 500] {
+            send(&service, post("a", "x")).await.assert_problem(status, "outcome-unknown");
         }
         let answer = send(&service, post("a", "x")).await;
         let expected = if happened { "found" } else { r#"5 b"charged 7" ":Y2hhcmdlZCA3:""# };
@@ -115,4 +114,40 @@ async fn an_owner_of_another_program_that_vanished_counts_as_one() {
     drop(store.reserve(&key().fingerprint(fingerprint)).unwrap());
     send(&service, post("a", "x")).await.assert_problem(409, "outcome-unknown");
     assert_eq!(log.runs(), 1);
+}
+
+#[tokio::test]
+async fn code_of_the_policy_that_panics_ends_an_operation_as_the_handler_does() {
+    let kept = Arc::new(std::sync::Mutex::new(None));
+    for policy in [
+        Policy::new().verdicts(Verdicts::of(|_| panic!("the judge fails, as this test wants it to"))),
+        Policy::new().redact(|_| panic!("the redactor fails, as this test wants it to")),
+    ] {
+        let store = store();
+        let inside = Arc::clone(&kept);
+        let idempotency = layer(&store, policy);
+        let (service, log) = around(idempotency.clone(), move |request: Request<Body>| {
+            *inside.lock().unwrap() = request.extensions().get::<Running>().cloned();
+            async { Response::new(Full::new(Bytes::from_static(b"charged"))) }
+        });
+        send(&service, post("a", "x")).await.assert_problem(500, "outcome-unknown");
+        assert!(matches!(store.lookup(&key()).unwrap().unwrap().standing, Standing::Interrupted { .. }));
+        assert_eq!((log.events(), idempotency.running()), (vec![EventKind::Started, EventKind::Unknown], 0));
+    }
+}
+
+#[tokio::test]
+async fn neither_key_nor_body_is_printed_for_debugging() {
+    let text = Arc::new(std::sync::Mutex::new(String::new()));
+    let inside = Arc::clone(&text);
+    let find_out = move |interruption: Interruption| {
+        *inside.lock().unwrap() = format!("{interruption:?}");
+        async { Ok(Reconciled::StillUnknown) }
+    };
+    let (service, _) = crashing(&store(), Interrupted::reconcile(find_out));
+    for _ in 0..2 {
+        send(&service, post("secret-key", "card 4242")).await;
+    }
+    let text = text.lock().unwrap();
+    assert!(text.contains("POST /payments") && !text.contains("secret") && !text.contains("42"), "{text}");
 }

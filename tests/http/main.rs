@@ -6,6 +6,8 @@ mod grpc;
 mod in_flight;
 mod interrupted;
 mod keys;
+mod lengths;
 mod service;
+mod stacked;
 mod store_failures;
 mod streams;

@@ -1,11 +1,11 @@
 //! A store that is full, closed or broken.
 
-use crate::service::{around, echo, layer, post, send};
+use crate::service::{around, echo, layer, post, send, until};
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
-use oncekey::Store;
-use oncekey::http::{EventKind, Policy, WhenUnavailable};
+use oncekey::http::{EventKind, InFlight, Interrupted, Policy, Reconciled, WhenUnavailable};
+use oncekey::{Durability, Outcome, Request as Key, Store};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,4 +75,61 @@ async fn a_key_that_the_store_finds_too_long_is_the_clients_error() {
     let (service, _) = echo(layer(&store, Policy::new().when_unavailable(WhenUnavailable::Pass)), StatusCode::OK);
     send(&service, post(&"x".repeat(30), "x")).await.assert_problem(400, "key-invalid");
     assert_eq!(send(&service, post("x", "x")).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn what_is_known_to_run_or_to_be_interrupted_never_passes() {
+    let store = Store::builder().durability(Durability::Buffered).in_memory().unwrap();
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let inside = Arc::clone(&gate);
+    let policy = Policy::new().in_flight(InFlight::Wait(Duration::MAX)).when_unavailable(WhenUnavailable::Pass);
+    let (service, log) = around(layer(&store, policy), move |_| {
+        let gate = Arc::clone(&inside);
+        async move {
+            gate.acquire().await.unwrap().forget();
+            Response::new(Full::new(Bytes::from_static(b"charged")))
+        }
+    });
+    let ask = || {
+        let service = service.clone();
+        tokio::spawn(async move { send(&service, post("a", "")).await })
+    };
+    let first = ask();
+    until(|| log.runs() == 1).await;
+    let second = ask();
+    until(|| store.stats().in_flight == 1).await;
+    store.close().unwrap();
+    second.await.unwrap().assert_problem(503, "store-unavailable");
+    assert_eq!(log.runs(), 1);
+    gate.add_permits(1);
+    assert_eq!(first.await.unwrap().text(), "charged");
+}
+
+#[tokio::test]
+async fn what_is_to_be_reconciled_does_not_pass_while_the_store_is_full() {
+    let builder = Store::builder().durability(Durability::Buffered).background(false);
+    let store = builder.segment_size(64 * 1024).max_bytes(1024 * 1024).in_memory().unwrap();
+    let policy = Policy::new()
+        .interrupted(Interrupted::reconcile(|_| async { Ok(Reconciled::DidNotHappen) }))
+        .when_unavailable(WhenUnavailable::Pass);
+    let (service, log) = around(layer(&store, policy), |_| async {
+        if true {
+            panic!("the handler fails, as this test wants it to");
+        }
+        Response::new(Full::new(Bytes::new()))
+    });
+    send(&service, post("a", "")).await.assert_problem(500, "outcome-unknown");
+    // Large ones until there is no room for them, and then small ones.
+    for len in [2000, 1] {
+        for nth in 0_u32.. {
+            let Ok(Outcome::Reserved(owner)) = store.reserve(&Key::new(&nth.to_le_bytes()).scope(&[len as u8])) else {
+                break;
+            };
+            if owner.complete(vec![0; len]).is_err() {
+                break;
+            }
+        }
+    }
+    send(&service, post("a", "")).await.assert_problem(503, "store-unavailable");
+    assert_eq!(log.runs(), 1);
 }

@@ -2,14 +2,14 @@
 
 use crate::service::{Log, Piece, Service, around, begin, data, fed, layer, piece, post, read, send, store, until};
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use oncekey::http::{BoxError, EventKind, InFlight, Policy, Running, Verdict};
-use oncekey::{Request as Key, Standing, Store};
-use std::pin::Pin;
+use oncekey::{Durability, Request as Key, Standing, Store};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -206,7 +206,7 @@ async fn a_handler_can_decide_at_the_end_of_its_stream() {
         let (frames, body) = fed();
         let kept = Arc::new(Mutex::new((Some(body), None)));
         let inside = Arc::clone(&kept);
-        let handler = move |request: http::Request<oncekey::http::Body>| {
+        let handler = move |request: Request<oncekey::http::Body>| {
             let mut kept = inside.lock().unwrap();
             kept.1 = request.extensions().get::<Running>().cloned();
             let body = kept.0.take();
@@ -276,7 +276,7 @@ async fn past_the_cap_memory_is_bounded_and_only_the_first_client_counts() {
     }
     assert_eq!(rest, 100 * PIECE);
     let later = send(&service, post("a", "")).await;
-    assert_eq!(later.header("idempotency-replay-unavailable"), Some("too-large"));
+    assert_eq!(later.header("idempotency-replay-unavailable"), Some("body-not-stored"));
     assert_eq!((log.runs(), later.body.len()), (1, 0));
 }
 
@@ -295,7 +295,7 @@ async fn a_first_client_that_takes_nothing_holds_an_answer_past_the_cap_up_for_a
     while let Some(Ok(_)) = piece(&mut first).await {}
     assert!(piece(&mut first).await.is_none());
     let later = send(&service, post("a", "")).await;
-    assert_eq!(later.header("idempotency-replay-unavailable"), Some("too-large"));
+    assert_eq!(later.header("idempotency-replay-unavailable"), Some("body-not-stored"));
     assert_eq!(log.runs(), 1);
 }
 
@@ -310,4 +310,114 @@ async fn a_first_client_that_leaves_past_the_cap_holds_nothing_up() {
     drop((frames, first));
     until(|| log.events().contains(&EventKind::StoredWithoutBody)).await;
     assert_eq!(log.runs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_client_that_reads_slowly_but_steadily_gets_an_answer_past_the_cap_whole() {
+    let (frames, service, _) = streaming(&store(), Policy::new().max_answer(PIECE));
+    let mut first = begin(&service, post("a", "")).await.into_body();
+    for _ in 0..40 {
+        frames.send(large()).unwrap();
+    }
+    drop(frames);
+    let mut got = 0;
+    loop {
+        tokio::time::advance(Duration::from_secs(4)).await;
+        tokio::task::yield_now().await;
+        let Some(bytes) = piece(&mut first).await else { break };
+        bytes.unwrap();
+        got += 1;
+    }
+    assert_eq!(got, 40);
+}
+
+#[tokio::test]
+async fn a_duplicate_outlives_a_first_client_that_leaves_past_the_cap() {
+    let (frames, service, _) = streaming(&store(), Policy::new().max_answer(10));
+    let first = begin(&service, post("a", "")).await;
+    frames.send(data("12345")).unwrap();
+    let mut second = begin(&service, post("a", "")).await.into_body();
+    assert_eq!(piece(&mut second).await.unwrap().unwrap(), "12345");
+    drop(first);
+    for text in ["6789a", "bcdef"] {
+        frames.send(data(text)).unwrap();
+        assert_eq!(piece(&mut second).await.unwrap().unwrap(), text);
+    }
+    drop(frames);
+    assert!(piece(&mut second).await.is_none());
+}
+
+/// A waker whose being held can be seen.
+struct Seen;
+
+impl std::task::Wake for Seen {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[tokio::test]
+async fn duplicates_that_left_leave_nothing_behind() {
+    let (frames, service, _) = streaming(&store(), Policy::new());
+    let _first = begin(&service, post("a", "")).await;
+    frames.send(data("one")).unwrap();
+    let seen = Arc::new(Seen);
+    for _ in 0..1000 {
+        let mut body = begin(&service, post("a", "")).await.into_body();
+        assert_eq!(piece(&mut body).await.unwrap().unwrap(), "one");
+        let waker = Arc::clone(&seen).into();
+        assert!(Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)).is_pending());
+    }
+    assert_eq!(Arc::strong_count(&seen), 1);
+}
+
+#[tokio::test]
+async fn a_rerun_has_nothing_of_the_attempt_that_broke() {
+    let (frames, body) = fed();
+    let body = Arc::new(Mutex::new(Some(body)));
+    let policy = Policy::new().interrupted(oncekey::http::Interrupted::Rerun);
+    let (service, _) = around(layer(&store(), policy), move |_| {
+        let body = body.lock().unwrap().take();
+        async move { Response::new(body.map_or_else(|| oncekey::http::Body::from("second"), oncekey::http::Body::new)) }
+    });
+    let mut first = begin(&service, post("a", "")).await.into_body();
+    frames.send(data("one")).unwrap();
+    assert_eq!(piece(&mut first).await.unwrap().unwrap(), "one");
+    frames.send(Err(BoxError::from("reset"))).unwrap();
+    assert!(piece(&mut first).await.unwrap().is_err());
+    assert_eq!(send(&service, post("a", "")).await.text(), "second");
+}
+
+#[test]
+fn a_duplicate_never_follows_the_answer_to_another_payload() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let store = Store::builder().durability(Durability::Synced).in_memory().unwrap();
+        let (frames, body) = fed();
+        let kept = Arc::new(Mutex::new(Some(body)));
+        let handler = move |request: Request<oncekey::http::Body>| {
+            let kept = Arc::clone(&kept);
+            async move {
+                if request.into_body().collect().await.unwrap().to_bytes() == "x" {
+                    return Response::builder().status(503).body(oncekey::http::Body::from("busy")).unwrap();
+                }
+                Response::new(oncekey::http::Body::new(kept.lock().unwrap().take().unwrap()))
+            }
+        };
+        let (service, _) = around(layer(&store, Policy::new()), handler);
+        // The only thread for the store is busy, so that both get to it before either goes on.
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || gate.recv().unwrap());
+        let mut first = pin!(begin(&service, post("a", "x")));
+        let mut second = pin!(begin(&service, post("a", "x")));
+        for request in [&mut first, &mut second] {
+            assert!(request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        go.send(()).unwrap();
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
+        assert_eq!(store.stats().in_flight, 1);
+        // The second was told that the first runs. That one ends, and another payload takes the key.
+        assert_eq!(first.await.status(), 503);
+        let _other = begin(&service, post("a", "y")).await;
+        frames.send(data("the answer to y")).unwrap();
+        read(second.await).await.assert_problem(422, "key-reused");
+    });
 }
