@@ -28,9 +28,9 @@ use bank::{Bank, Card, Receipt, Refusal, crash};
 use bytes::Bytes;
 use clients::{Payment, Till, payments};
 use oncekey::http::{
-    BoxError, EventKind, IdempotencyLayer, InFlight, Interrupted, Policy, Reconciled, Running, Scope, Verdict,
+    Body, BoxError, EventKind, IdempotencyLayer, InFlight, Interrupted, Policy, Reconciled, Running, Scope, Verdict,
 };
-use oncekey::{Retention, Store};
+use oncekey::{ErrorKind, Retention, Store};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -146,7 +146,7 @@ fn ask_the_bank(bank: Arc<Bank>) -> Interrupted {
             }
             let order: Order = serde_json::from_slice(&interruption.body)?;
             Ok(match bank.charges(std::str::from_utf8(&interruption.scope)?, &order.number).first() {
-                Some(receipt) => Reconciled::Happened(created(receipt)),
+                Some(receipt) => Reconciled::Happened(created(receipt).map(Body::from)),
                 None => Reconciled::DidNotHappen,
             })
         }
@@ -171,7 +171,7 @@ type Counts = Arc<Mutex<HashMap<EventKind, u64>>>;
 impl Service {
     async fn open(dir: &Path, bank: &Arc<Bank>, counts: &Counts) -> Result<Service> {
         let counts = Arc::clone(counts);
-        let idempotency = idempotency(Store::open(dir)?, bank)
+        let idempotency = idempotency(open(dir).await?, bank)
             .observe(move |event| *counts.lock().entry(event.kind).or_default() += 1);
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -188,6 +188,18 @@ impl Service {
         self.idempotency.drained().await;
         Ok(())
     }
+}
+
+/// Opens the store once the service before has let go of it: axum says that a connection is closed a moment before it drops it,
+/// and a copy of the router with it.
+async fn open(dir: &Path) -> Result<Store> {
+    for _ in 0..1000 {
+        match Store::open(dir) {
+            Err(error) if error.kind() == ErrorKind::Locked => tokio::time::sleep(Duration::from_millis(1)).await,
+            opened => return Ok(opened?),
+        }
+    }
+    Err(format!("{} stays locked", dir.display()).into())
 }
 
 #[tokio::main]

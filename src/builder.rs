@@ -251,12 +251,14 @@ impl Builder {
         self.open_on(Arc::new(storage), segment_len, true)
     }
 
-    /// A store that lives in memory only; nothing of it survives the process.
+    /// A store that lives in memory only; nothing of it survives the process, so operations are `Buffered` unless they say
+    /// otherwise.
     ///
     /// # Errors
     ///
     /// `InvalidArgument` for settings out of range; `StorageFull` if memory can't be mapped.
-    pub fn in_memory(self) -> Result<Store> {
+    pub fn in_memory(mut self) -> Result<Store> {
+        self.durability = Durability::Buffered;
         let segment_len = self.check()?;
         self.open_on(Arc::new(AnonMedia), segment_len, false)
     }

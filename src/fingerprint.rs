@@ -1,6 +1,10 @@
 //! What was asked, as a digest: the same key with another fingerprint is another request.
 
+use smallvec::SmallVec;
 use std::fmt;
+
+/// Bytes of short parts that are hashed together: half of what BLAKE3 takes at a time.
+const GATHERED: usize = 512;
 
 /// 128-bit digest of a request's payload.
 ///
@@ -22,11 +26,22 @@ impl Fingerprint {
     /// `["ab", "c"]` differs from `["a", "bc"]`.
     pub fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut hasher = blake3::Hasher::new();
+        // Short parts go together: each call costs more than it hashes.
+        let mut short: SmallVec<[u8; GATHERED]> = SmallVec::new();
         for part in parts {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
+            if short.len() + size_of::<u64>() + part.len() > GATHERED {
+                hasher.update(&short);
+                short.clear();
+            }
+            short.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            if short.len() + part.len() > GATHERED {
+                hasher.update(&short).update(part);
+                short.clear();
+            } else {
+                short.extend_from_slice(part);
+            }
         }
-        Fingerprint::cut(&hasher)
+        Fingerprint::cut(hasher.update(&short))
     }
 
     fn cut(hasher: &blake3::Hasher) -> Self {
@@ -61,6 +76,19 @@ mod tests {
         // The digest of no bytes, from the BLAKE3 paper's test vectors.
         let expected = [0xaf, 0x13, 0x49, 0xb9, 0xf5, 0xf9, 0xa1, 0xa6, 0xa0, 0x40, 0x4d, 0xea, 0x36, 0xdc, 0xc9, 0x49];
         assert_eq!(Fingerprint::of(b"").as_bytes(), &expected);
+    }
+
+    #[test]
+    fn parts_of_any_length_are_hashed_as_documented() {
+        let lens = [0, 1, 7, 200, 503, 504, 505, 512, 513, 5000];
+        for first in lens {
+            for second in lens {
+                let parts = [vec![1; first], vec![2; second], vec![3; 9]];
+                let whole = parts.iter().flat_map(|part| [&(part.len() as u64).to_le_bytes()[..], part].concat());
+                let whole: Vec<u8> = whole.collect();
+                assert_eq!(Fingerprint::of_parts(parts.iter().map(Vec::as_slice)), Fingerprint::of(&whole));
+            }
+        }
     }
 
     #[test]

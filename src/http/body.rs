@@ -5,6 +5,7 @@ use super::recording::Follower;
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
+use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -69,6 +70,11 @@ impl Body {
         if body.is_end_stream() {
             return Body::empty();
         }
+        let mut body = Some(body);
+        if let Some(own) = (&mut body as &mut dyn Any).downcast_mut::<Option<Body>>() {
+            return own.take().unwrap_or_default();
+        }
+        let Some(body) = body else { return Body::empty() };
         Body(Kind::Passed(Box::pin(Erased { body })))
     }
 

@@ -415,31 +415,36 @@ impl Asked {
 
     /// Asks the store. What may wait for the device goes to a thread for that.
     async fn claim(self: &Arc<Self>) -> Result<Claim, Failed> {
-        let found = self
-            .settings
-            .store
-            .lookup(&self.request())
-            .map_err(|error| Failed { kind: error.kind(), is_used: error.kind() == ErrorKind::Corrupt })?;
-        let (is_used, is_answered) = match &found {
-            None => (false, false),
+        // Nothing is to be seen before it is decided.
+        if !self.is_synced && !matches!(self.policy.interrupted, Interrupted::Refuse) {
+            return self.reserve().map_err(|error| self.failed(&error));
+        }
+        let is_answered = match self.settings.store.lookup(&self.request()).map_err(|error| self.failed(&error))? {
+            None => false,
             // The store sees to it that this is a mismatch.
-            Some(found) if found.fingerprint != self.fingerprint => (true, true),
-            Some(found) => match (&found.standing, &self.policy.interrupted) {
+            Some(found) if found.fingerprint != self.fingerprint => true,
+            Some(found) => match (found.standing, &self.policy.interrupted) {
                 // Left alone, for taking it over would be a write, and an attempt.
                 (Standing::Interrupted { .. }, Interrupted::Refuse) => return Ok(Claim::Refused),
-                (Standing::Interrupted { .. }, Interrupted::Rerun | Interrupted::Reconcile(_)) => (true, false),
-                (Standing::Running { .. }, _) => (true, false),
-                (Standing::Completed(_), _) => (true, true),
+                (Standing::Interrupted { .. }, Interrupted::Rerun | Interrupted::Reconcile(_)) => false,
+                (Standing::Running { .. }, _) => false,
+                (Standing::Completed(_), _) => true,
             },
         };
-        drop(found);
         let claim = if self.is_synced && !is_answered {
             let asked = Arc::clone(self);
             blocking(move || asked.reserve()).await
         } else {
             self.reserve()
         };
-        claim.map_err(|error| Failed { kind: error.kind(), is_used: is_used || error.kind() == ErrorKind::Corrupt })
+        claim.map_err(|error| self.failed(&error))
+    }
+
+    /// A key of which nothing can be seen counts as unused, but for one whose record is damaged.
+    fn failed(&self, error: &crate::Error) -> Failed {
+        let kind = error.kind();
+        let is_seen = || matches!(self.settings.store.lookup(&self.request()), Ok(Some(_)));
+        Failed { kind, is_used: kind == ErrorKind::Corrupt || is_seen() }
     }
 
     fn reserve(&self) -> crate::Result<Claim> {

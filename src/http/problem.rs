@@ -64,12 +64,14 @@ impl Problem {
 
     /// The answer.
     pub fn response(&self) -> Response<Body> {
-        let problem = serde_json::json!({
+        let mut problem = serde_json::json!({
             "type": format!("{PROBLEM_PREFIX}{}", self.name),
             "title": self.title,
             "status": self.status.as_u16(),
-            "detail": self.detail,
         });
+        if !self.detail.is_empty() {
+            problem["detail"] = self.detail.as_ref().into();
+        }
         let mut response = Response::new(Body::from(problem.to_string()));
         *response.status_mut() = self.status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -149,6 +151,11 @@ impl Problem {
     pub(super) fn body_too_large(limit: usize) -> Problem {
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The request's body is too large")
             .detail(format!("A request with an idempotency key may have a body of {limit} bytes at most."))
+    }
+
+    pub(super) fn body_over_another_limit() -> Problem {
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The request's body is too large")
+            .detail("It is over a limit of the service.")
     }
 
     pub(super) fn body_incomplete() -> Problem {

@@ -4,7 +4,7 @@ use super::body::Body;
 use super::policy::Policy;
 use super::problem::Problem;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError};
 use std::error::Error;
@@ -40,7 +40,7 @@ async fn read(mut body: Body, limit: usize, is_grpc: bool) -> Result<Collected, 
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| match causes(&*error).any(|cause| cause.is::<LengthLimitError>()) {
             // A limit that was set before this layer.
-            true => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The request's body is too large"),
+            true => Problem::body_over_another_limit(),
             false => Problem::body_incomplete(),
         })?;
         match frame.into_data() {

@@ -215,7 +215,11 @@ impl Operation {
     /// Tells the service what it may want to know of its operation.
     fn introduce(&self, request: &mut Request<Body>, point: Option<&[u8]>) {
         let headers = request.headers_mut();
-        headers.insert(ATTEMPT, HeaderValue::from(self.running.attempt()));
+        let attempt = match self.running.attempt() {
+            1 => HeaderValue::from_static("1"),
+            attempt => HeaderValue::from(attempt),
+        };
+        headers.insert(ATTEMPT, attempt);
         headers.insert(FENCE, HeaderValue::from(self.running.fence()));
         if let Some(point) = point.and_then(byte_sequence) {
             headers.insert(RECOVERY_POINT, point);
@@ -410,17 +414,12 @@ impl Operation {
         body: Option<Bytes>,
         trailers: Option<&HeaderMap>,
     ) -> Ended {
-        let ended = match self.running.take() {
-            None => Ended::NotStored,
-            Some(reservation) => match verdict {
-                Verdict::Store => self.store(reservation, head, body, trailers).await,
-                Verdict::Release => match self.write(move || reservation.release()).await {
-                    Ok(()) => Ended::Released,
-                    Err(_) => Ended::Unknown,
-                },
-                Verdict::Unknown => Ended::Unknown,
-            },
+        let ended = match verdict {
+            Verdict::Store => self.store(head, body, trailers).await,
+            Verdict::Release => self.release().await,
+            Verdict::Unknown => Ended::Unknown,
         };
+        drop(self.running.take());
         let kind = match ended {
             Ended::Stored { is_whole: true, .. } => EventKind::Stored,
             Ended::Stored { is_whole: false, .. } => EventKind::StoredWithoutBody,
@@ -432,13 +431,15 @@ impl Operation {
         ended
     }
 
-    async fn store(
-        &self,
-        reservation: Reservation,
-        head: &response::Parts,
-        body: Option<Bytes>,
-        trailers: Option<&HeaderMap>,
-    ) -> Ended {
+    async fn release(&self) -> Ended {
+        let Some(reservation) = self.running.take() else { return Ended::Unknown };
+        match self.write(move || reservation.release()).await {
+            Ok(()) => Ended::Released,
+            Err(_) => Ended::Unknown,
+        }
+    }
+
+    async fn store(&self, head: &response::Parts, body: Option<Bytes>, trailers: Option<&HeaderMap>) -> Ended {
         let policy = &self.asked.policy;
         let filter = &policy.stored_headers;
         let is_failure = head.status.is_client_error()
@@ -452,7 +453,10 @@ impl Operation {
         if let Some(redact) = &policy.redact {
             redact(&mut answer);
         }
-        let Some(payload) = answer.encode() else { return Ended::NotStored };
+        // Until here code of the policy ran, which may panic.
+        let (Some(payload), Some(reservation)) = (answer.encode(), self.running.take()) else {
+            return Ended::NotStored;
+        };
         let mut is_whole = answer.body.is_some();
         let mut written = self.write_answer(reservation, payload, is_failure).await;
         if let Err(unwritten) = written {

@@ -125,10 +125,15 @@ impl Client {
 
     /// Whether the other side closes the connection and says nothing more.
     pub fn is_closed(&mut self) -> bool {
+        self.rest().is_some_and(|rest| rest.is_empty())
+    }
+
+    /// What comes until the other side closes the connection; `None` if it doesn't.
+    pub fn rest(&mut self) -> Option<Vec<u8>> {
         let mut rest = Vec::new();
         match self.reader.read_to_end(&mut rest) {
-            Ok(_) => rest.is_empty(),
-            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+            Ok(_) => Some(rest),
+            Err(error) => (error.kind() == io::ErrorKind::ConnectionReset).then_some(rest),
         }
     }
 

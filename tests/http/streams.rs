@@ -390,7 +390,7 @@ async fn a_rerun_has_nothing_of_the_attempt_that_broke() {
 fn a_duplicate_never_follows_the_answer_to_another_payload() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
     runtime.block_on(async {
-        let store = Store::builder().durability(Durability::Synced).in_memory().unwrap();
+        let store = store();
         let (frames, body) = fed();
         let kept = Arc::new(Mutex::new(Some(body)));
         let handler = move |request: Request<oncekey::http::Body>| {
@@ -402,7 +402,7 @@ fn a_duplicate_never_follows_the_answer_to_another_payload() {
                 Response::new(oncekey::http::Body::new(kept.lock().unwrap().take().unwrap()))
             }
         };
-        let (service, _) = around(layer(&store, Policy::new()), handler);
+        let (service, _) = around(layer(&store, Policy::new().durability(Durability::Synced)), handler);
         // The only thread for the store is busy, so that both get to it before either goes on.
         let (go, gate) = std::sync::mpsc::channel::<()>();
         tokio::task::spawn_blocking(move || gate.recv().unwrap());

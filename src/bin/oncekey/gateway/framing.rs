@@ -51,6 +51,9 @@ enum Body {
     Both,
 }
 
+/// What an HTTP/2 client sends first (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 impl Framing {
     pub fn new(max_head: usize) -> Self {
         Framing { state: State::Head, partial: Vec::new(), max_head, heads: 0 }
@@ -103,6 +106,9 @@ impl Framing {
 
     /// The body that a head announces and the bytes after it; `None` where the head isn't all there.
     fn take_head<'b>(&mut self, bytes: &'b [u8]) -> Option<(Body, &'b [u8])> {
+        if self.heads == 0 && self.may_be_http_2(bytes) {
+            return None;
+        }
         if self.partial.is_empty() {
             return match parse(bytes) {
                 Parsed::Head(body, len) => Some((body, &bytes[len..])),
@@ -127,6 +133,23 @@ impl Framing {
             Parsed::Partial => self.give_up_if(self.partial.len() > self.max_head),
             Parsed::Refused => self.give_up_if(true),
         }
+    }
+
+    /// Whether the connection has begun as those of HTTP/2 do. Until that is certain its bytes are those of a head, with the
+    /// time limit of one: hyper has none for a beginning that doesn't go on.
+    fn may_be_http_2(&mut self, bytes: &[u8]) -> bool {
+        let known = self.partial.len();
+        let Some(expected) = PREFACE.get(known..).filter(|_| PREFACE.starts_with(&self.partial)) else { return false };
+        if bytes.starts_with(expected) {
+            self.partial = Vec::new();
+            self.state = State::Unread;
+            return true;
+        }
+        let may_be = expected.starts_with(bytes);
+        if may_be {
+            self.partial.extend_from_slice(bytes);
+        }
+        may_be
     }
 
     fn give_up_if<T>(&mut self, is_hopeless: bool) -> Option<T> {
@@ -273,9 +296,21 @@ mod tests {
     }
 
     #[test]
-    fn http_2_is_left_alone() {
-        let mut framing = Framing::new(8192);
-        assert_eq!(framing.take(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), None);
-        assert!(framing.is_unread());
+    fn http_2_is_left_alone_once_its_preface_is_there() {
+        for piece in 1..PREFACE.len() + 1 {
+            let mut framing = Framing::new(8192);
+            for (number, part) in PREFACE.chunks(piece).enumerate() {
+                assert!(number == 0 || framing.is_in_head());
+                assert_eq!(framing.take(part), None);
+            }
+            assert!(framing.is_unread() && !framing.is_in_head());
+        }
+        // Methods that begin like it.
+        for method in ["P", "PRO", "PRIOR"] {
+            let bytes = BOTH.replacen("POST", method, 1);
+            for piece in [1, 2, 50, 10_000] {
+                assert_eq!(found(bytes.as_bytes(), piece).0, Some(0), "{piece} bytes at a time: {bytes}");
+            }
+        }
     }
 }

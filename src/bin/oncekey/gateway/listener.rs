@@ -167,12 +167,15 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
     type Future = Answering;
 
     fn call(&self, mut request: Request<Incoming>) -> Answering {
-        if let Err((why, response)) = self.check(&request) {
+        if let Some((why, response)) = self.refusal(&request) {
             self.front.meter.refused(why);
             tracing::warn!(reason = why.name(), status = response.status().as_u16(), "a request was refused");
             return Box::pin(std::future::ready(Ok(response)));
         }
         if let Some(response) = own_answer(request.method(), request.uri()) {
+            if !response.status().is_success() {
+                self.front.meter.refused(Refused::Method);
+            }
             return Box::pin(std::future::ready(Ok(response)));
         }
         let host = match request.uri().authority() {
@@ -189,7 +192,8 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
 }
 
 impl Requests {
-    fn check(&self, request: &Request<Incoming>) -> Result<(), (Refused, Response<Body>)> {
+    /// What is said to a request that goes no further.
+    fn refusal(&self, request: &Request<Incoming>) -> Option<(Refused, Response<Body>)> {
         let headers = request.headers();
         if headers.len() > self.front.limits.max_headers {
             let problem = Problem::new(
@@ -197,21 +201,24 @@ impl Requests {
                 "head-too-large",
                 "There are too many headers",
             );
-            return Err((Refused::Head, problem.response()));
+            return Some((Refused::Head, problem.response()));
         }
         if request.version() > Version::HTTP_11 {
-            return Ok(());
+            return None;
         }
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let hosts = headers.get_all(HOST).iter().count();
         let is_host_plain = hosts == 1 || hosts == 0 && request.version() < Version::HTTP_11;
         if self.ambiguous.is(number) || !forward::is_framing_plain(headers) {
-            return Err((Refused::Framing, closing("framing-ambiguous", "Where the request's body ends is ambiguous")));
+            return Some((
+                Refused::Framing,
+                closing("framing-ambiguous", "Where the request's body ends is ambiguous"),
+            ));
         }
         if !is_host_plain {
-            return Err((Refused::Head, closing("host-invalid", "A request has one Host")));
+            return Some((Refused::Head, closing("host-invalid", "A request has one Host")));
         }
-        Ok(())
+        None
     }
 
     fn logged(&self, request: Request<Incoming>) -> Answering {

@@ -31,7 +31,6 @@ use oncekey::Store;
 use oncekey::http::{Event, EventKind, IdempotencyLayer};
 use samples::{Measured, Sampler, Samples};
 use settings::{LogFormat, Settings};
-use std::future::Future;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -276,12 +275,10 @@ impl Gateway {
     }
 }
 
-fn any(term: &mut Signal, interrupt: &mut Signal) -> impl Future<Output = ()> {
-    async {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+async fn any(term: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 
