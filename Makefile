@@ -1,6 +1,6 @@
 # `make test` installs what the machine lacks and runs the tests; docs/testing.md tells of the longer ones.
 .PHONY: test setup unit loom sim sim-many planted shuttle linear torture torture-release filesystems no-filesystems filesystems-release \
-	corruption corruption-release fuzz fuzz-long demo bench instructions compare compare-full compare-setup lint lint-compare
+	corruption corruption-release dashboard fuzz fuzz-long demo bench instructions compare compare-full compare-setup lint lint-compare
 
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 30
@@ -16,12 +16,14 @@ HISTORIES ?= 50000
 SCHEDULES ?= 10000
 # Arguments for the rig of damages, such as those that a failing case says.
 CORRUPTION ?= --every 401
+# Arguments for the dashboard's rig: `--screenshot docs/dashboard.png --past 200` draws what the docs show.
+DASHBOARD ?=
 # What mounting file systems takes.
 CAN_MOUNT = $(and $(filter 0,$(shell id -u)),$(wildcard /dev/loop-control),$(wildcard /dev/fuse))
 
 FUZZ_TARGETS = $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 
-test: setup unit loom sim-many linear shuttle torture $(if $(CAN_MOUNT),filesystems,no-filesystems) corruption fuzz demo
+test: setup unit loom sim-many linear shuttle torture $(if $(CAN_MOUNT),filesystems,no-filesystems) corruption dashboard fuzz demo
 
 setup:
 	.ci/install
@@ -145,3 +147,7 @@ corruption:
 
 corruption-release:
 	cargo test --locked --release --test corruption
+
+# The gateway's dashboard in Chromium, which Node.js drives.
+dashboard:
+	cargo test --locked --all-features --test dashboard -- $(DASHBOARD)
