@@ -1,6 +1,6 @@
 # `make test` installs what the machine lacks and runs the tests; docs/testing.md tells of the longer ones.
 .PHONY: test setup unit loom sim sim-many planted shuttle linear torture torture-release filesystems no-filesystems filesystems-release \
-	corruption corruption-release dashboard fuzz fuzz-long demo bench instructions compare compare-full compare-setup lint lint-compare
+	corruption corruption-release dashboard fuzz fuzz-long demo bench bench-compiles bench-gateway instructions compare compare-full compare-setup lint lint-compare
 
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 30
@@ -30,7 +30,7 @@ setup:
 
 # Unit, integration and doc tests.
 unit:
-	cargo test --locked
+	cargo test --locked --all-features
 
 # Every interleaving of the steps of the state word, the watermark, group commit and the waking of waiters.
 loom:
@@ -83,9 +83,22 @@ fuzz-%-long:
 
 demo:
 	cargo run --locked --release --example checkout
+	cargo run --locked --package oncekey-examples --bin axum_payments
+	cargo run --locked --package oncekey-examples --bin llm_stream
+	cargo run --locked --package oncekey-examples --bin tonic_orders
 
 bench:
 	cargo bench --locked
+	cargo bench --locked --package oncekey-examples
+
+# Whether the benches compile: with the tests' profile, for which most of it is there.
+bench-compiles:
+	cargo bench --locked --no-run --all-features --profile test
+	cargo bench --locked --no-run --package oncekey-examples --profile test
+
+# The gateway beside a bare proxy; needs wrk.
+bench-gateway:
+	cargo bench --locked --features gateway --bench gateway
 
 # Whether operations take the instructions that are recorded, within 5 %; needs valgrind.
 instructions:
@@ -110,7 +123,9 @@ lint:
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	cargo clippy --locked --all-features --test '*' -- -D warnings
 	cargo clippy --locked --no-default-features -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	cargo clippy --locked --features http -- -D warnings
+	cargo clippy --locked --package oncekey-examples --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
 
 # Of the comparison, which is a package of its own.
 lint-compare:

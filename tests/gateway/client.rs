@@ -45,12 +45,16 @@ impl Answer {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> Client {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let reader = BufReader::new(stream.try_clone().unwrap());
-        Client { stream, reader }
+        Client::try_connect(address).unwrap()
+    }
+
+    pub fn try_connect(address: SocketAddr) -> io::Result<Client> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let reader = BufReader::new(stream.try_clone()?);
+        Ok(Client { stream, reader })
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -70,6 +74,14 @@ impl Client {
     pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Answer {
         self.send(request);
         self.answer(false)
+    }
+
+    /// Reads up to so many bytes as they come; fewer only at the end of the connection.
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        // What came before an error is what there is.
+        self.reader.by_ref().take(count as u64).read_to_end(&mut bytes).ok();
+        bytes
     }
 
     /// Reads an answer; one to a HEAD request has no body.
@@ -138,11 +150,7 @@ impl Client {
     }
 
     pub fn line(&mut self) -> Option<String> {
-        let mut line = String::new();
-        match self.reader.read_line(&mut line) {
-            Ok(0) | Err(_) => None,
-            Ok(_) => Some(line.trim_end().to_owned()),
-        }
+        read_line(&mut self.reader)
     }
 
     fn fields(&mut self) -> Option<Vec<(String, String)>> {
@@ -155,6 +163,15 @@ impl Client {
             let (name, value) = line.split_once(':')?;
             fields.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
+    }
+}
+
+/// A line without its end, each byte as the character of that number; `None` at the end.
+pub fn read_line(from: &mut impl BufRead) -> Option<String> {
+    let mut line = Vec::new();
+    match from.read_until(b'\n', &mut line) {
+        Ok(0) | Err(_) => None,
+        Ok(_) => Some(line.trim_ascii_end().iter().map(|&byte| char::from(byte)).collect()),
     }
 }
 

@@ -2,12 +2,19 @@
 
 mod admin;
 mod client;
+mod crashes;
+mod curl;
+mod frames;
+mod herd;
+mod hostile;
 mod keys;
+mod ledger;
 mod limits;
 mod lives;
 mod passing;
 mod process;
 mod settings;
 mod smuggling;
+mod streams;
 mod unknown;
 mod upstream;

@@ -1,5 +1,6 @@
 //! The built binary as a process: started, signalled, killed, restarted on the same data.
 
+use crate::client::{ask, get};
 use crate::upstream::Upstream;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -128,11 +129,31 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// `kill -9`, and a new one on the same data.
-    pub fn kill_and_restart(mut self) -> Gateway {
+    /// `kill -9`; what starts another one on the same data.
+    pub fn kill(&mut self) -> Setup {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.setup.clone().start()
+        self.setup.clone()
+    }
+
+    /// `kill -9`, and a new one on the same data.
+    pub fn kill_and_restart(mut self) -> Gateway {
+        self.kill().start()
+    }
+
+    /// Memory that it holds now, in MiB.
+    pub fn memory_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        // Of files only what is mapped counts there as well: the journal is, so it is left out.
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    }
+
+    /// A number that it tells of itself, by its name and labels.
+    pub fn metric(&self, name: &str) -> u64 {
+        let metrics = ask(self.admin, get("/metrics", &[])).text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} is missing: {metrics}")).parse().unwrap()
     }
 
     pub fn term(&self) {

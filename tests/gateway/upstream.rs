@@ -1,5 +1,6 @@
 //! A service behind the gateway that does what a test says, to the byte.
 
+use crate::client::read_line;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
@@ -175,14 +176,6 @@ fn read(reader: &mut impl BufRead) -> Option<Seen> {
         reader.read_exact(&mut seen.body).ok()?;
     }
     Some(seen)
-}
-
-fn read_line(reader: &mut impl BufRead) -> Option<String> {
-    let mut line = String::new();
-    match reader.read_line(&mut line) {
-        Ok(0) | Err(_) => None,
-        Ok(_) => Some(line.trim_end().to_owned()),
-    }
 }
 
 fn read_fields(reader: &mut impl BufRead) -> Option<Vec<(String, String)>> {
