@@ -140,7 +140,11 @@ const faintTexts = (page) => page.evaluate(() => {
 });
 const overflow = (page) => page.evaluate(() => {
   const widest = [...document.body.querySelectorAll("*")].filter((n) => n.checkVisibility() && n.getBoundingClientRect().right > innerWidth + 0.5 && !n.closest(".scroll, .skip"))[0];
-  return { by: document.documentElement.scrollWidth - innerWidth, of: widest ? widest.id || widest.className.baseVal || widest.className || widest.tagName : "" };
+  const cut = [...document.querySelectorAll(".plot text")].filter((n) => {
+    const [text, plot] = [n, n.ownerSVGElement].map((one) => one.getBoundingClientRect());
+    return text.left < plot.left - 0.5 || text.right > plot.right + 0.5;
+  }).map((n) => n.textContent);
+  return { cut, by: document.documentElement.scrollWidth - innerWidth, of: widest ? widest.id || widest.className.baseVal || widest.className || widest.tagName : "" };
 });
 
 // ---- the checks
@@ -229,7 +233,7 @@ const checks = {
       const page = await open({ token: options.token, width, height });
       await until("live numbers", () => isLive(page));
       await lookUp(page, keys[0].key);
-      equal(await overflow(page), { by: 0, of: "" }, `overflow at ${width} px`);
+      equal(await overflow(page), { cut: [], by: 0, of: "" }, `overflow at ${width} px`);
       if (width === 360 && options["narrow-screenshot"]) await page.screenshot({ path: options["narrow-screenshot"], fullPage: true });
       await page.context().close();
     }

@@ -67,7 +67,6 @@ impl Shop {
         expect(COMPLETED, "{\"amount\": 4200}", 201);
         expect(COMPLETED, "{\"amount\": 4200}", 201);
         expect(COMPLETED, "{\"amount\": 9900}", 422);
-        expect(COMPLETED, "{\"amount\": 4200}", 201);
         expect(INTERRUPTED, "{}", 502);
         expect(INTERRUPTED, "{}", 409);
         client.send(customer.post(PAYMENTS, RUNNING, "{}"));
