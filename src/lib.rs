@@ -95,6 +95,7 @@ pub use store::{Erasure, Lookup, MAX_LEASE, Mismatch, Outcome, Standing, Store};
 #[doc(hidden)]
 pub mod testing;
 
-#[cfg(doctest)]
+// With all features, as its examples need.
+#[cfg(all(doctest, feature = "http"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
