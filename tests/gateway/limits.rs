@@ -88,7 +88,7 @@ fn an_answer_over_the_limit_passes_and_is_not_run_again() {
         assert_eq!(again.problem(), "in-flight");
     };
     assert_eq!((again.status, again.body.len()), (201, 0));
-    assert_eq!(again.header("idempotency-replay-unavailable"), Some("too-large"));
+    assert_eq!(again.header("idempotency-replay-unavailable"), Some("body-not-stored"));
     assert_eq!(upstream.seen().len(), 1);
 }
 

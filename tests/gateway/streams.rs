@@ -182,6 +182,6 @@ fn a_stream_over_the_cap_passes_as_a_whole_and_never_again() {
     assert!(if is_whole { text == whole } else { whole.starts_with(&text) }, "{text}");
     let later = ask(gateway.address, post("/chat", "k", "{}"));
     assert_eq!((later.status, later.text().as_str()), (200, ""));
-    assert_eq!(later.header("idempotency-replay-unavailable"), Some("too-large"));
+    assert_eq!(later.header("idempotency-replay-unavailable"), Some("body-not-stored"));
     assert_eq!(upstream.seen().len(), 1);
 }
