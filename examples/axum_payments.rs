@@ -28,7 +28,7 @@ use bank::{Bank, Card, Receipt, Refusal, crash};
 use bytes::Bytes;
 use clients::{Payment, Till, payments};
 use oncekey::http::{
-    Body, BoxError, EventKind, IdempotencyLayer, InFlight, Interrupted, Policy, Reconciled, Running, Scope, Verdict,
+    BoxError, EventKind, IdempotencyLayer, InFlight, Interrupted, Policy, Reconciled, Running, Scope, Verdict,
 };
 use oncekey::{ErrorKind, Retention, Store};
 use parking_lot::Mutex;
@@ -146,7 +146,7 @@ fn ask_the_bank(bank: Arc<Bank>) -> Interrupted {
             }
             let order: Order = serde_json::from_slice(&interruption.body)?;
             Ok(match bank.charges(std::str::from_utf8(&interruption.scope)?, &order.number).first() {
-                Some(receipt) => Reconciled::Happened(created(receipt).map(Body::from)),
+                Some(receipt) => Reconciled::Happened(created(receipt).map(Into::into)),
                 None => Reconciled::DidNotHappen,
             })
         }

@@ -184,12 +184,7 @@ where
             Ok(Some(key)) => key,
             Ok(None) => {
                 let passed = inner.call(Request::from_parts(parts, body));
-                return Box::pin(async move {
-                    let answer = passed.await.map(|response| response.map(Body::new));
-                    let status = answer.as_ref().ok().map(Response::status);
-                    settings.tell(EventKind::Passed, status, started, None);
-                    answer
-                });
+                return Box::pin(async move { settings.pass(passed, started).await });
             }
             Err(problem) => {
                 let response = settings.refuse(EventKind::Invalid, &problem, is_grpc(&parts.headers), started, None);
@@ -224,10 +219,7 @@ where
     let (body, trailers) = match request::collect(body, &policy, is_grpc).await {
         Ok(Collected::Whole(body, trailers)) => (body, trailers),
         Ok(Collected::Stream(body)) => {
-            let answer = inner.call(Request::from_parts(parts, body)).await.map(|response| response.map(Body::new));
-            let status = answer.as_ref().ok().map(Response::status);
-            settings.tell(EventKind::Passed, status, started, None);
-            return answer;
+            return settings.pass(inner.call(Request::from_parts(parts, body)), started).await;
         }
         Err(problem) => return Ok(settings.refuse(EventKind::Invalid, &problem, is_grpc, started, None)),
     };
@@ -557,6 +549,21 @@ impl Settings {
     fn policy_of(&self, parts: &Parts) -> Arc<Policy> {
         let own = self.route.as_ref().and_then(|route| route(parts));
         own.unwrap_or_else(|| Arc::clone(&self.policy))
+    }
+
+    /// Hands on the answer to a request that passed untouched.
+    async fn pass<R, E>(
+        &self,
+        answer: impl Future<Output = Result<Response<R>, E>>,
+        started: Instant,
+    ) -> Result<Response<Body>, E>
+    where
+        R: http_body::Body + Send + 'static,
+        R::Error: Into<super::BoxError>,
+    {
+        let answer = answer.await.map(|response| response.map(Body::new));
+        self.tell(EventKind::Passed, answer.as_ref().ok().map(Response::status), started, None);
+        answer
     }
 
     fn tell(&self, kind: EventKind, status: Option<StatusCode>, started: Instant, identity: Option<Identity<'_>>) {

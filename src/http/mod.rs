@@ -27,7 +27,7 @@
 //! ```
 //!
 //! The service runs detached: a client that leaves neither ends it nor its recording. It has a [`Running`] in its request's
-//! extensions. What can't be done: see the [crate](crate); a process that dies between an effect and its recording leaves a
+//! extensions. What can't be done: see the [crate]; a process that dies between an effect and its recording leaves a
 //! key whose outcome is unknown, and [`Policy::interrupted`] says what becomes of that.
 //!
 //! It needs tokio. Operations in a [`Durability::Synced`](crate::Durability::Synced) store wait for the device on tokio's blocking threads.

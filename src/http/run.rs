@@ -152,6 +152,21 @@ impl Length {
     }
 }
 
+/// What goes to a recording.
+struct Passing<'r> {
+    recording: &'r Recording,
+    length: Length,
+    /// The piece with which a client has the whole answer, where its length was told.
+    last: Option<Bytes>,
+}
+
+impl Passing<'_> {
+    fn push(&mut self, piece: Bytes) {
+        self.length.so_far += piece.len() as u64;
+        if self.length.is_reached() { self.last = Some(piece) } else { self.recording.push(piece) }
+    }
+}
+
 /// What was read of an answer's body before its head was sent.
 struct Reading {
     pieces: Vec<Bytes>,
@@ -336,40 +351,26 @@ impl Operation {
     /// Passes the body on as it comes, and stores it before its end is told.
     async fn drive(self, head: response::Parts, mut body: Body, reading: Reading, tape: Tape) {
         let recording = &tape.recording;
-        let mut length = Length { so_far: 0, ..reading.length };
-        let (mut last, mut trailers) = (None, reading.trailers);
-        let mut take = |piece: Bytes| {
-            length.so_far += piece.len() as u64;
-            // With it a client has the whole answer.
-            if length.is_reached() {
-                last = Some(piece)
-            } else {
-                recording.push(piece)
-            }
-            length
-        };
-        for piece in reading.pieces {
-            take(piece);
-        }
-        let mut length = reading.length;
+        let mut passing = Passing { recording, length: Length { so_far: 0, ..reading.length }, last: None };
+        let mut trailers = reading.trailers;
+        reading.pieces.into_iter().for_each(|piece| passing.push(piece));
         let is_whole = loop {
             recording.room().await;
             match next(&mut body, true).await {
-                Turn::Data(data) => {
-                    length = take(data);
-                    if length.is_exceeded() {
-                        break false;
-                    }
-                }
+                Turn::Data(data) => passing.push(data),
                 Turn::Trailers(more) => trailers = Some(more),
-                Turn::End => break length.may_end(),
+                Turn::End => break passing.length.may_end(),
                 Turn::Broken | Turn::Later => break false,
+            }
+            if passing.length.is_exceeded() {
+                break false;
             }
         };
         if !is_whole {
             self.abandon(Some(head.status));
             return recording.break_off();
         }
+        let Passing { length, last, .. } = passing;
         let is_kept = length.so_far <= self.asked.policy.max_answer as u64;
         let body = recording.pieces().filter(|_| is_kept).map(|mut pieces| {
             pieces.extend(last.clone());

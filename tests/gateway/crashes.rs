@@ -9,12 +9,12 @@ use std::sync::{Condvar, Mutex};
 use std::thread::{self, yield_now};
 
 const CLIENTS: usize = 4;
-const KEYS: usize = 240;
-const KILLS: usize = 14;
+const KEYS: usize = 150;
+const KILLS: usize = 12;
 /// Requests between two kills, at least; at most they are twice as many, and a few more.
-const PACE: usize = 12;
+const PACE: usize = 8;
 /// Requests that are there for a kill to meet.
-const SLACK: usize = 8;
+const SLACK: usize = 6;
 /// Duplicates wait for what runs, rather than to ask all the time.
 const WAIT: &str = "[policy]\nwait = \"10s\"\n";
 
@@ -222,7 +222,7 @@ enum Seen {
 
 /// Asks for half of all keys, each of which another client asks for at about the same time.
 fn client(field: &Field, number: usize) -> Vec<Option<Seen>> {
-    let mut random = Rng::with_seed(field.seed ^ number as u64 + 1);
+    let mut random = Rng::with_seed(field.seed ^ (number as u64 + 1));
     let mut connection = None;
     let mut known: Vec<_> = (0..KEYS).map(|_| None).collect();
     for at in (0..KEYS).filter(|at| at % 2 == number % 2) {
