@@ -359,7 +359,7 @@ fn silent_connections_up_to_the_limit_make_way() {
     }
     assert!(silent.iter_mut().all(Client::is_closed));
     assert_eq!(upstream.seen().len(), 32);
-    assert!(gateway.logged().contains("further connections have to wait"));
+    gateway.wait_for_log("further connections have to wait");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The built binary as a process: started, signalled, killed, restarted on the same data.
 
-use crate::client::{ask, get};
+use crate::client::{PATIENCE, ask, get};
 use crate::upstream::Upstream;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use tempfile::TempDir;
 
 /// How a gateway is to be started.
@@ -174,8 +175,16 @@ impl Gateway {
         (status, self.logged())
     }
 
-    /// What it has logged so far.
-    pub fn logged(&self) -> String {
+    /// Waits until it logs this: an answer may arrive before the line that tells of it.
+    pub fn wait_for_log(&self, text: &str) {
+        let begun = Instant::now();
+        while !self.logged().contains(text) {
+            assert!(begun.elapsed() < PATIENCE, "{text:?} is not logged: {}", self.logged());
+            std::thread::yield_now();
+        }
+    }
+
+    fn logged(&self) -> String {
         self.log.0.lock().unwrap().clone()
     }
 }

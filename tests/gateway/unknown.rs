@@ -24,7 +24,7 @@ fn a_connection_that_is_lost_leaves_the_key_held() {
         assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-lost"), "{sent:?}");
         assert_held(&gateway, &upstream);
         assert_eq!(upstream.seen().len(), 1, "{sent:?}");
-        assert!(gateway.logged().contains("its key is held"), "{}", gateway.logged());
+        gateway.wait_for_log("its key is held");
     }
 }
 
