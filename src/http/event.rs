@@ -71,7 +71,7 @@ pub enum EventKind {
     Mismatched,
     /// Refused, since whether its operation happened is unknown.
     OutcomeUnknown,
-    /// Refused, since the store can't take it.
+    /// Refused, since the store can't take it or too many operations run.
     Unavailable,
     /// Passed on though the store can't take it.
     PassedUnprotected,

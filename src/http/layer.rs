@@ -61,6 +61,7 @@ pub(super) struct Settings {
     route: Option<Arc<Route>>,
     observer: Option<Arc<Observer>>,
     documentation: Option<HeaderValue>,
+    max_running: usize,
     pub(super) live: Arc<Live>,
 }
 
@@ -88,6 +89,7 @@ impl IdempotencyLayer {
             route: None,
             observer: None,
             documentation: None,
+            max_running: usize::MAX,
             live: Arc::default(),
         }))
     }
@@ -106,6 +108,12 @@ impl IdempotencyLayer {
     /// Tells a function of all that happens. It is called in the middle of it, so it must not block.
     pub fn observe(self, observer: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
         self.with(|settings| settings.observer = Some(Arc::new(observer)))
+    }
+
+    /// How many operations run at a time, at most, those whose clients left included; no limit by default. One more is refused
+    /// with 503, and its key left as it was; what needs no run is answered.
+    pub fn max_running(self, operations: usize) -> Self {
+        self.with(|settings| settings.max_running = operations)
     }
 
     /// Adds `Link: <url>; rel="describedby"` to all problems.
@@ -234,9 +242,9 @@ where
         policy,
         settings,
     });
-    let reservation = match asked.decide().await {
+    let (claimed, counted) = match asked.decide().await {
         Decision::Answer(response) => return Ok(response),
-        Decision::Run(reservation) => reservation,
+        Decision::Run(claimed, counted) => (claimed, counted),
         Decision::Pass => {
             let request = Request::from_parts(parts, Body::whole(body, trailers));
             let mut answer = inner.call(request).await.map(|response| response.map(Body::new));
@@ -248,7 +256,7 @@ where
         }
     };
     Detached::new(async move {
-        match caught(run::run(Arc::clone(&asked), reservation, parts, body, trailers, inner)).await {
+        match caught(run::run(Arc::clone(&asked), counted, claimed, parts, body, trailers, inner)).await {
             Ok(answer) => answer,
             Err(Panicked) => Ok(asked.problem(&Problem::panicked())),
         }
@@ -273,7 +281,7 @@ pub(super) struct Asked {
 /// What is to be done about a request.
 enum Decision {
     Answer(Response<Body>),
-    Run(Claimed),
+    Run(Claimed, Counted),
     Pass,
 }
 
@@ -378,7 +386,15 @@ impl Asked {
         };
         loop {
             let pending = match self.claim().await {
-                Ok(Claim::Mine(claimed)) => return Decision::Run(claimed),
+                Ok(Claim::Mine(claimed)) => {
+                    return match Counted::new(&self.settings.live, self.settings.max_running) {
+                        Some(counted) => Decision::Run(claimed, counted),
+                        None => {
+                            let problem = Problem::too_many_running(self.policy.retry_after);
+                            Decision::Answer(self.refuse(EventKind::Unavailable, &problem))
+                        }
+                    };
+                }
                 Ok(Claim::InFlight(pending)) => pending,
                 Ok(Claim::Replay(record)) => return Decision::Answer(self.replay(record)),
                 Ok(Claim::Mismatch) => {
@@ -648,10 +664,12 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 pub(super) struct Counted(Arc<Live>);
 
 impl Counted {
-    pub(super) fn new(live: &Arc<Live>) -> Self {
+    /// One more, if there may be.
+    fn new(live: &Arc<Live>, most: usize) -> Option<Self> {
         // Relaxed: it is only counted, and whoever waits for zero looks again when told.
-        live.running.fetch_add(1, Ordering::Relaxed);
-        Counted(Arc::clone(live))
+        let more = |running: usize| (running < most).then_some(running + 1);
+        live.running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Counted(Arc::clone(live)))
     }
 }
 

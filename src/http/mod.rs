@@ -9,16 +9,16 @@
 //! use http::{Request, Response, StatusCode};
 //! use oncekey::http::{Body, IdempotencyLayer, Policy, Scope};
 //! use oncekey::Store;
-//! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+//! use tower::{Layer, ServiceExt, service_fn};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let layer = IdempotencyLayer::new(Store::in_memory()?, Scope::single_tenant()).policy(Policy::new().required(true));
 //! let charge = service_fn(|_: Request<Body>| async { Ok::<_, std::convert::Infallible>(Response::new(Body::from("charged"))) });
-//! let mut service = ServiceBuilder::new().layer(layer).service(charge);
+//! let service = layer.layer(charge);
 //! for replayed in [None, Some("true")] {
 //!     let request = Request::post("/charges").header("idempotency-key", "order-42").body(Body::from("100 EUR"))?;
-//!     let response = service.ready().await?.call(request).await?;
+//!     let response = service.clone().oneshot(request).await?;
 //!     assert_eq!(response.status(), StatusCode::OK);
 //!     assert_eq!(response.headers().get("idempotency-replayed").map(|value| value.to_str()).transpose()?, replayed);
 //! }
@@ -43,7 +43,8 @@
 //! A replay's body is sent from where it lies in the journal. As long as a client reads it, [`Store::erase`](crate::Store::erase) waits, up to its ten
 //! seconds: limit the time that connections may take to read.
 //!
-//! An operation runs as long as it takes, whoever waits. Bound it in the service.
+//! An operation runs as long as it takes, whoever waits. Bound its time in the service, and how many run by
+//! [`IdempotencyLayer::max_running`].
 //!
 //! # Problems
 //!
@@ -61,6 +62,7 @@
 //! | `outcome-unknown` | 409, 500 | it was begun, and its end never recorded; 500 if it panicked just now |
 //! | `key-reused` | 422 | the key was used for another request |
 //! | `store-unavailable` | 503 | the store is full or failed; with `Retry-After` |
+//! | `too-many-running` | 503 | as many operations run as may; with `Retry-After` |
 //! | `answer-unreadable` | 500 | something else is stored under the key |
 //! | `answer-not-kept` | gRPC only | the operation was done, and its answer was too large to be stored |
 //!

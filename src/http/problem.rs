@@ -200,6 +200,12 @@ impl Problem {
         .retry_after(retry_after)
     }
 
+    pub(super) fn too_many_running(retry_after: Duration) -> Problem {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-running", "Too many operations are running")
+            .detail("It was not passed on; send it again later with the same key.")
+            .retry_after(retry_after)
+    }
+
     pub(super) fn unreadable() -> Problem {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "answer-unreadable", "The stored answer can't be read")
             .detail("It was not stored as an HTTP answer, or by a newer version. The operation was done.")

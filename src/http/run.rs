@@ -67,6 +67,7 @@ impl<T: Send + 'static> Drop for Detached<T> {
 /// Runs the operation, and gives its first client the answer.
 pub(super) async fn run<S, R>(
     asked: Arc<Asked>,
+    counted: Counted,
     claimed: Claimed,
     parts: Parts,
     body: Bytes,
@@ -79,7 +80,6 @@ where
     R: http_body::Body + Send + 'static,
     R::Error: Into<BoxError>,
 {
-    let counted = Counted::new(&asked.settings.live);
     let (reservation, is_over) = match claimed {
         Claimed::Fresh(unbegun) => (unbegun.begin(), false),
         Claimed::Over(reservation) => (reservation, true),

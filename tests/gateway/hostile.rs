@@ -248,7 +248,7 @@ fn lengths_that_say_the_same_twice_are_one_length_or_none() {
     for seen in upstream.seen() {
         let lengths: Vec<_> = seen.headers.iter().filter(|(name, _)| name == "content-length").collect();
         assert_eq!((lengths.len(), seen.body.as_slice()), (1, &b"{}"[..]), "{seen:?}");
-        assert_eq!(lengths[0].1.parse(), Ok(2), "{seen:?}");
+        assert_eq!(lengths[0].1, "2", "{seen:?}");
     }
 }
 

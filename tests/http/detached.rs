@@ -94,6 +94,34 @@ async fn a_client_that_leaves_before_its_operation_began_leaves_nothing_behind()
 }
 
 #[tokio::test]
+async fn operations_whose_clients_left_count_against_the_limit_of_those_that_run() {
+    let gate = Arc::new(Semaphore::new(0));
+    let inside = Arc::clone(&gate);
+    let store = store();
+    let idempotency = layer(&store, Policy::new()).max_running(2);
+    let (service, log) = around(idempotency.clone(), move |_| {
+        let gate = Arc::clone(&inside);
+        async move {
+            gate.acquire().await.unwrap().forget();
+            Response::new(Full::new(Bytes::from_static(b"done")))
+        }
+    });
+    for key in ["a", "b"] {
+        touch(begin(&service, post(key, ""))).await;
+    }
+    let refused = send(&service, post("c", "")).await;
+    refused.assert_problem(503, "too-many-running");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    send(&service, post("a", "")).await.assert_problem(409, "in-flight");
+    gate.add_permits(3);
+    idempotency.drained().await;
+    // Its key was left free.
+    until(|| store.stats().released == 1).await;
+    assert_eq!(send(&service, post("c", "")).await.text(), "done");
+    assert_eq!(log.runs(), 3);
+}
+
+#[tokio::test]
 async fn a_lease_does_not_run_out_while_the_handler_runs() {
     let clock = Arc::new(ManualClock::new(1_000_000));
     let store = Store::builder().background(false).clock(Arc::clone(&clock)).in_memory().unwrap();

@@ -59,6 +59,7 @@ pub struct Limits {
     pub max_head: usize,
     pub max_headers: usize,
     pub max_connections: usize,
+    pub max_running: usize,
     pub max_streams: u32,
 }
 
@@ -167,6 +168,7 @@ impl Config {
             max_head: size("max_head", settings.max_head, ByteSize::kib(64), SMALLEST_HEAD, LARGEST_BODY)?,
             max_headers: count("max_headers", settings.max_headers, 100, MOST_HEADERS)?,
             max_connections: count("max_connections", settings.max_connections, 1024, 1_000_000)?,
+            max_running: count("max_running", settings.max_running, 1024, 1_000_000)?,
             max_streams: count("max_streams", settings.max_streams, 100, 100_000)?,
         };
         let tls = match (settings.tls_cert, settings.tls_key) {

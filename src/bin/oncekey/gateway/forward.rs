@@ -4,7 +4,9 @@
 //! names, and proxy credentials. `TE: trailers` passes, which gRPC asks for. What a client claims about forwarding isn't
 //! believed, but for `X-Forwarded-For`, which its address is added to: whoever reads it has to count from its end.
 
-use http::header::{CONNECTION, Entry, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, Entry, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use std::net::IpAddr;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -74,8 +76,12 @@ pub fn answer(headers: &mut HeaderMap) {
     headers.remove(TE);
 }
 
-/// Whether the body's framing is one that every server reads alike: no encoding, or exactly `chunked`, once.
+/// Whether the body's framing is one that every server reads alike: no encoding, or exactly `chunked`, once; and a length
+/// without leading zeros, which some take for octal.
 pub fn is_framing_plain(headers: &HeaderMap) -> bool {
+    if headers.get_all(CONTENT_LENGTH).iter().any(|length| matches!(length.as_bytes(), [b'0', _, ..])) {
+        return false;
+    }
     let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
     match (encodings.next(), encodings.next()) {
         (None, _) => true,

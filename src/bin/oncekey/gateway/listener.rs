@@ -195,6 +195,8 @@ impl Requests {
     /// What is said to a request that goes no further.
     fn refusal(&self, request: &Request<Incoming>) -> Option<(Refused, Response<Body>)> {
         let headers = request.headers();
+        // First, for each head that ended counts.
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
         if headers.len() > self.front.limits.max_headers {
             let problem = Problem::new(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -206,7 +208,6 @@ impl Requests {
         if request.version() > Version::HTTP_11 {
             return None;
         }
-        let number = self.number.fetch_add(1, Ordering::Relaxed);
         let hosts = headers.get_all(HOST).iter().count();
         let is_host_plain = hosts == 1 || hosts == 0 && request.version() < Version::HTTP_11;
         if self.ambiguous.is(number) || !forward::is_framing_plain(headers) {

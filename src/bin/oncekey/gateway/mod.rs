@@ -29,6 +29,7 @@ use listener::Listener;
 use metrics::{Meter, Sources};
 use oncekey::Store;
 use oncekey::http::{Event, EventKind, IdempotencyLayer};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use samples::{Measured, Sampler, Samples};
 use settings::{LogFormat, Settings};
 use std::io::Write as _;
@@ -92,6 +93,7 @@ fn run(arguments: Arguments) -> Result<(), Failed> {
         return say("the settings are fine");
     }
     log_to_stderr(config.log_format).map_err(Failed::Usage)?;
+    raise_file_limit();
     let store = open(&config)?;
     let history =
         History::new(MOST_EVENTS).map_err(|error| Failed::Run(format!("the system gives no random bytes: {error}")))?;
@@ -100,6 +102,7 @@ fn run(arguments: Arguments) -> Result<(), Failed> {
     if let Some(url) = &config.documentation {
         layer = layer.documentation(url).map_err(|error| Failed::Usage(format!("documentation: {error}")))?;
     }
+    let layer = layer.max_running(config.limits.max_running);
     let layer = policies.on(layer).observe(observer(Arc::clone(&meter), Arc::clone(&history)));
     let sources =
         Sources { meter: Arc::clone(&meter), layer: layer.clone(), store: store.clone(), data: config.data.clone() };
@@ -151,6 +154,16 @@ fn open(config: &Config) -> Result<Store, Failed> {
         }
         _ => Failed::Run(format!("can't open the data directory {}: {error}", config.data.display())),
     })
+}
+
+/// Each connection, to clients and to the upstream, holds a file descriptor, and the usual soft limit of 1024 is for programs
+/// that use `select`.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+    }
 }
 
 fn log_to_stderr(format: LogFormat) -> Result<(), String> {

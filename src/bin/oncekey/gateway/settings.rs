@@ -65,6 +65,9 @@ pub struct Settings {
     /// Connections of clients at most; further ones wait to be accepted [default: 1024].
     #[arg(long, env = "ONCEKEY_MAX_CONNECTIONS", value_name = "COUNT")]
     pub max_connections: Option<usize>,
+    /// Operations under a key that run at a time at most, those whose clients left included [default: 1024].
+    #[arg(long, env = "ONCEKEY_MAX_RUNNING", value_name = "COUNT")]
+    pub max_running: Option<usize>,
     /// Requests at a time on one HTTP/2 connection [default: 100].
     #[arg(long, env = "ONCEKEY_MAX_STREAMS", value_name = "COUNT")]
     pub max_streams: Option<u32>,
@@ -264,7 +267,7 @@ impl Settings {
         }
         each! {
             upstream listen data durability retention lease max_keys max_bytes scope key_header documentation
-            max_body max_answer max_head max_headers max_connections max_streams
+            max_body max_answer max_head max_headers max_connections max_running max_streams
             connect_timeout head_timeout body_timeout answer_timeout idle_timeout write_timeout keep_alive upstream_keep_alive
             tls_timeout drain_timeout tls_cert tls_key upstream_ca admin_listen admin_token_file log_format
         }
