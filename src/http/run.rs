@@ -468,6 +468,9 @@ impl Operation {
             is_whole = false;
             written = self.write_answer(unwritten.reservation, payload, is_failure).await;
         }
+        if written.as_ref().is_err_and(|unwritten| unwritten.error.is_full()) {
+            self.asked.settings.live.found_full();
+        }
         match written {
             Ok(record) => Ended::Stored { until: record.expires_at(), is_whole },
             Err(_) => Ended::NotStored,

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use oncekey::http::{EventKind, InFlight, Interrupted, Policy, Reconciled, WhenUnavailable};
+use oncekey::testing::SimDisk;
 use oncekey::{Durability, Outcome, Request as Key, Store};
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,4 +133,34 @@ async fn what_is_to_be_reconciled_does_not_pass_while_the_store_is_full() {
     }
     send(&service, post("a", "")).await.assert_problem(503, "store-unavailable");
     assert_eq!(log.runs(), 1);
+}
+
+#[tokio::test]
+async fn once_an_answer_finds_no_room_no_further_operation_is_begun() {
+    let disk = SimDisk::new();
+    let builder = Store::builder().durability(Durability::Buffered).background(false).segment_size(64 * 1024);
+    let store = builder.open_simulated(&disk).unwrap();
+    let idempotency = layer(&store, Policy::new());
+    let (service, log) =
+        around(idempotency.clone(), |_| async { Response::new(Full::new(Bytes::from(vec![b'x'; 8000]))) });
+    assert_eq!(send(&service, post("first", "")).await.status, StatusCode::OK);
+    // What is allocated stays; no segment is added to it.
+    disk.set_capacity(Some(0));
+    let mut last = None;
+    for nth in 0..1000 {
+        let answer = send(&service, post(&format!("order-{nth}"), "")).await;
+        assert_eq!(answer.body.len(), 8000);
+        if answer.header("idempotency-replay-unavailable") == Some("not-stored") {
+            last = Some(nth);
+            break;
+        }
+    }
+    assert!(last.is_some(), "the disk is full");
+    assert!(!idempotency.has_room());
+    let runs = log.runs();
+    for nth in 0..10 {
+        send(&service, post(&format!("later-{nth}"), "")).await.assert_problem(503, "store-unavailable");
+    }
+    assert!(send(&service, post("first", "")).await.is_replay());
+    assert_eq!(log.runs(), runs);
 }

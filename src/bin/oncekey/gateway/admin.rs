@@ -37,6 +37,8 @@ pub struct Admin {
     pub history: Arc<History>,
     pub scope: ScopeFrom,
     pub token: Option<Token>,
+    /// Places for those that follow the samples; see [`readers`].
+    pub readers: Arc<Semaphore>,
     /// Whether the gateway is about to end.
     pub is_draining: AtomicBool,
 }
@@ -45,11 +47,17 @@ const PAGE: &str = include_str!("dashboard.html");
 /// The page brings everything with it and speaks to its own origin only.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; \
                            connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-const MOST_CONNECTIONS: usize = 64;
+const MOST_CONNECTIONS: usize = 512;
+/// Of them, those that follow the samples: what asks for the health finds room.
+const MOST_READERS: usize = 64;
 const LARGEST_BODY: usize = 16 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 type Reply = Response<Body>;
+
+pub fn readers() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MOST_READERS))
+}
 
 impl Admin {
     /// Serves until it is dropped.
@@ -84,7 +92,9 @@ impl Admin {
     }
 
     pub fn is_ready(&self) -> bool {
-        !self.is_draining.load(Ordering::Relaxed) && !self.sources.store.stats().is_poisoned
+        !self.is_draining.load(Ordering::Relaxed)
+            && !self.sources.store.stats().is_poisoned
+            && self.sources.layer.has_room()
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Reply {
@@ -115,7 +125,7 @@ impl Admin {
             }
             (&Method::GET, "/events") => {
                 self.check_token(request.headers())?;
-                Ok(self.events())
+                self.events()
             }
             (&Method::POST, "/api/key") => {
                 self.check_token(request.headers())?;
@@ -165,10 +175,16 @@ impl Admin {
         }
     }
 
-    fn events(&self) -> Reply {
+    fn events(&self) -> Result<Reply, Problem> {
+        let Ok(place) = Arc::clone(&self.readers).try_acquire_owned() else {
+            let problem =
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-readers", "Too many dashboards are open");
+            return Err(problem.detail("Close some of them."));
+        };
         let (history, mut live) = self.samples.follow();
         let (mut sender, body) = Channel::<Bytes>::new(1);
         tokio::spawn(async move {
+            let _place = place;
             let mut next = format!("event: history\ndata: {history}\n\n");
             // Sending fails when the reader is gone.
             while sender.send_data(Bytes::from(next)).await.is_ok() {
@@ -181,7 +197,7 @@ impl Admin {
                 };
             }
         });
-        reply("text/event-stream", Body::new(body))
+        Ok(reply("text/event-stream", Body::new(body)))
     }
 
     async fn key(&self, request: Request<Incoming>) -> Result<Reply, Problem> {

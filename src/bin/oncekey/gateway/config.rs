@@ -285,6 +285,10 @@ fn target(url: &str) -> Result<Target, String> {
     if authority.host().is_empty() || authority.as_str().ends_with(':') {
         return Err(refused("has no host, or an empty port"));
     }
+    let has_port = authority.as_str().strip_prefix(authority.host()).is_some_and(|port| !port.is_empty());
+    if has_port && authority.port_u16().is_none_or(|port| port == 0) {
+        return Err(refused("has a port that is none"));
+    }
     let path = parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
     if path.query().is_some() {
         return Err(refused("has a query, which can't be added to each request's"));

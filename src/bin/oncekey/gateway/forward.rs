@@ -5,7 +5,7 @@
 //! believed, but for `X-Forwarded-For`, which its address is added to: whoever reads it has to count from its end.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, Entry, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, Entry, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use std::net::IpAddr;
 
@@ -63,6 +63,12 @@ pub fn request(headers: &mut HeaderMap, client: &Client, host: Option<HeaderValu
             entry.insert(HeaderValue::from_bytes(&joined).expect("values that are joined by a comma are a value"));
         }
     }
+    join(headers, COOKIE, b"; ");
+    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        // They say the same, or the server had refused them.
+        let length = headers.get(CONTENT_LENGTH).cloned();
+        length.map(|length| headers.insert(CONTENT_LENGTH, length));
+    }
     headers.insert(FORWARDED_PROTO, client.proto.clone());
     match host {
         Some(host) => headers.insert(FORWARDED_HOST, host),
@@ -72,6 +78,10 @@ pub fn request(headers: &mut HeaderMap, client: &Client, host: Option<HeaderValu
 
 /// Makes the upstream's headers those that the client gets.
 pub fn answer(headers: &mut HeaderMap) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // The encoding is what counts (RFC 9112, 6.3), and is taken off here.
+        headers.remove(CONTENT_LENGTH);
+    }
     strip(headers);
     headers.remove(TE);
 }
@@ -103,6 +113,17 @@ fn strip(headers: &mut HeaderMap) {
         if takes_trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
+    }
+}
+
+/// Makes one of several values; HTTP/2 clients send each cookie in a header of its own (RFC 9113, 8.2.3).
+fn join(headers: &mut HeaderMap, name: HeaderName, between: &[u8]) {
+    if headers.get_all(&name).iter().nth(1).is_none() {
+        return;
+    }
+    let values: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&values.join(between)) {
+        headers.insert(name, joined);
     }
 }
 

@@ -206,6 +206,11 @@ impl Requests {
             return Some((Refused::Head, problem.response()));
         }
         if request.version() > Version::HTTP_11 {
+            let hosts = headers.get_all(HOST).iter().count();
+            let is_host_plain = hosts <= 1 && (hosts == 1 || request.uri().authority().is_some());
+            if !is_host_plain || !forward::is_framing_plain(headers) {
+                return Some((Refused::Head, closing("host-invalid", "A request has one host, and one length")));
+            }
             return None;
         }
         let hosts = headers.get_all(HOST).iter().count();

@@ -120,6 +120,7 @@ fn run(arguments: Arguments) -> Result<(), Failed> {
             history,
             scope: config.scope,
             token: config.admin_token,
+            readers: admin::readers(),
             is_draining: AtomicBool::new(false),
         }),
     };
