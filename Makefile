@@ -89,12 +89,12 @@ demo:
 
 bench:
 	cargo bench --locked
-	cargo bench --locked --package oncekey-examples
+	cargo bench --locked --package oncekey-examples --bench http
 
 # Whether the benches compile: with the tests' profile, for which most of it is there.
 bench-compiles:
 	cargo bench --locked --no-run --all-features --profile test
-	cargo bench --locked --no-run --package oncekey-examples --profile test
+	cargo bench --locked --no-run --package oncekey-examples --bench http --profile test
 
 # The gateway beside a bare proxy; needs wrk.
 bench-gateway:

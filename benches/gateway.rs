@@ -15,7 +15,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::convert::Infallible;
 use std::fs;
 use std::future::Future;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use tokio::net::TcpListener;
@@ -155,9 +156,13 @@ enum Load {
     Fresh,
 }
 
+/// What clients send.
+const BODY: &str = r#"{"amount":100,"currency":"EUR"}"#;
+
 impl Load {
     fn script(self) -> String {
-        let body = r#"wrk.method = "POST" wrk.body = '{"amount":100,"currency":"EUR"}' wrk.headers["Content-Type"] = "application/json""#;
+        let body =
+            format!(r#"wrk.method = "POST" wrk.body = '{BODY}' wrk.headers["Content-Type"] = "application/json""#);
         let key = match self {
             Load::Plain => "",
             Load::Replay => r#"wrk.headers["Idempotency-Key"] = "order-42""#,
@@ -165,7 +170,7 @@ impl Load {
                 r#"
                 local thread = 0
                 function setup(t) t:set("id", thread) thread = thread + 1 end
-                local run = tostring(os.time()) .. tostring({})
+                local run = os.time() .. string.gsub(tostring({}), "%W", "")
                 local n = 0
                 function request()
                     n = n + 1
@@ -199,6 +204,16 @@ fn wrk(dir: &Path, url: &str, load: Load, args: &Args) -> Result<f64, AnyError> 
     Ok(rate.ok_or("wrk tells no rate")?.trim().parse()?)
 }
 
+/// Has the answer made that is replayed: many who ask for it at once would be told that it is on its way.
+fn prime(server: &Server) -> Result<(), AnyError> {
+    let address = server.url.trim_start_matches("http://");
+    let head = "POST / HTTP/1.1\r\nConnection: close\r\nContent-Type: application/json\r\nIdempotency-Key: order-42";
+    let mut stream = TcpStream::connect(address)?;
+    write!(stream, "{head}\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len())?;
+    let answer = io::read_to_string(stream)?;
+    if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer.into()) }
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -227,6 +242,9 @@ fn measure(args: &Args) -> Result<(), AnyError> {
     };
     let buffered = gateway("buffered")?;
     let synced = gateway("synced")?;
+    for server in [&buffered, &synced] {
+        prime(server)?;
+    }
     let subjects = [
         ("upstream alone", &upstream, Load::Plain),
         ("bare proxy", &proxy, Load::Plain),
