@@ -89,7 +89,6 @@ where
         Interrupted::Reconcile(find_out) if is_over => Some(find_out.clone()),
         Interrupted::Reconcile(_) | Interrupted::Refuse | Interrupted::Rerun => None,
     };
-    let point = reservation.last_recovery_point().map(Bytes::copy_from_slice);
     let operation = Operation { running: Running::new(reservation, asked.is_synced), asked, _counted: counted };
     if let Some(find_out) = find_out {
         let asked = &operation.asked;
@@ -98,7 +97,7 @@ where
             operation: asked.operation.clone(),
             key: asked.key.clone(),
             attempt: operation.running.attempt(),
-            recovery_point: point.clone(),
+            recovery_point: operation.running.recovery_point(),
             body: body.clone(),
         };
         match find_out.ask(interruption).await {
@@ -108,7 +107,7 @@ where
         }
     }
     let mut request = Request::from_parts(parts, Body::whole(body, trailers));
-    operation.introduce(&mut request, point.as_deref());
+    operation.introduce(&mut request);
     let response = inner.call(request).await?;
     Ok(operation.conclude(response.map(Body::new)).await)
 }
@@ -228,7 +227,7 @@ struct Operation {
 
 impl Operation {
     /// Tells the service what it may want to know of its operation.
-    fn introduce(&self, request: &mut Request<Body>, point: Option<&[u8]>) {
+    fn introduce(&self, request: &mut Request<Body>) {
         let headers = request.headers_mut();
         let attempt = match self.running.attempt() {
             1 => HeaderValue::from_static("1"),
@@ -236,16 +235,17 @@ impl Operation {
         };
         headers.insert(ATTEMPT, attempt);
         headers.insert(FENCE, HeaderValue::from(self.running.fence()));
-        if let Some(point) = point.and_then(byte_sequence) {
+        if let Some(point) = self.running.recovery_point().and_then(|point| byte_sequence(&point)) {
             headers.insert(RECOVERY_POINT, point);
         }
         request.extensions_mut().insert(self.running.clone());
     }
 
-    /// Leaves the key interrupted.
+    /// Leaves the key interrupted, unless it is over already.
     fn abandon(&self, status: Option<StatusCode>) {
-        drop(self.running.take());
-        self.asked.tell(EventKind::Unknown, status);
+        if self.running.take().is_some() {
+            self.asked.tell(EventKind::Unknown, status);
+        }
     }
 
     fn refuse(&self, problem: &Problem) -> Response<Body> {
@@ -461,12 +461,15 @@ impl Operation {
         let mut is_whole = answer.body.is_some();
         let mut written = self.write_answer(reservation, payload, is_failure).await;
         if let Err(unwritten) = written {
-            let is_too_large =
-                matches!(unwritten.error.kind(), ErrorKind::RecordTooLarge | ErrorKind::StorageFull | ErrorKind::Full);
+            let is_too_large = unwritten.error.is_full() || unwritten.error.kind() == ErrorKind::RecordTooLarge;
             let short = if is_whole && is_too_large { answer.without_body().encode() } else { None };
-            let Some(payload) = short else { return Ended::NotStored };
-            is_whole = false;
-            written = self.write_answer(unwritten.reservation, payload, is_failure).await;
+            written = match short {
+                None => Err(unwritten),
+                Some(payload) => {
+                    is_whole = false;
+                    self.write_answer(unwritten.reservation, payload, is_failure).await
+                }
+            };
         }
         if written.as_ref().is_err_and(|unwritten| unwritten.error.is_full()) {
             self.asked.settings.live.found_full();
@@ -494,9 +497,7 @@ impl Operation {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        if self.running.take().is_some() {
-            self.asked.tell(EventKind::Unknown, None);
-        }
+        self.abandon(None);
     }
 }
 
