@@ -3,8 +3,8 @@
 //! Keys are not kept: an event is found by a digest of its key's identity under a secret that is drawn at the start, so that
 //! a dump of this memory can't be searched for a key.
 
+use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 
 /// The last events of all keys together.
 pub struct History {
@@ -34,7 +34,7 @@ impl History {
 
     pub fn push(&self, scope: &[u8], operation: &str, key: &str, happened: Happened) {
         let digest = self.digest(scope, operation, key);
-        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = self.events.lock();
         if events.len() == self.most {
             events.pop_front();
         }
@@ -44,7 +44,7 @@ impl History {
     /// The events of a key that are still known, oldest first.
     pub fn of(&self, scope: &[u8], operation: &str, key: &str) -> Vec<Happened> {
         let digest = self.digest(scope, operation, key);
-        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let events = self.events.lock();
         events.iter().filter(|(of, _)| *of == digest).map(|(_, happened)| *happened).collect()
     }
 
@@ -86,6 +86,6 @@ mod tests {
         }
         let kept: Vec<_> = history.of(b"", "POST /", "even").iter().map(|happened| happened.at_ms).collect();
         assert_eq!(kept, [16, 18, 20, 22, 24]);
-        assert_eq!(history.events.lock().unwrap().len(), 10);
+        assert_eq!(history.events.lock().len(), 10);
     }
 }

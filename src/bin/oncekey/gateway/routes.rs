@@ -121,7 +121,6 @@ fn policy(own: &Rules, common: &Rules, config: &Config) -> Result<(Policy, Vec<M
         }
         return Ok((Policy::new().methods([]), methods));
     }
-    let retention = rules.retention.unwrap_or(Keep(config.retention)).0;
     let mut policy = Policy::new()
         .header(config.key_header.clone())
         .methods(methods.clone())
@@ -138,14 +137,15 @@ fn policy(own: &Rules, common: &Rules, config: &Config) -> Result<(Policy, Vec<M
             Interrupted::Refuse => layer::Interrupted::Refuse,
             Interrupted::Rerun => layer::Interrupted::Rerun,
         })
-        .retention(retention)
-        .lease(config.lease)
-        .durability(config.durability)
         .max_answer(body_size("max_answer", rules.max_answer, config.limits.max_answer)?)
         .when_unavailable(match rules.when_unavailable.unwrap_or(WhenUnavailable::Refuse) {
             WhenUnavailable::Refuse => layer::WhenUnavailable::Refuse,
             WhenUnavailable::Pass => layer::WhenUnavailable::Pass,
         });
+    // Else, as lease and durability, it is the store's, which was opened with the settings.
+    if let Some(Keep(retention)) = rules.retention {
+        policy = policy.retention(retention);
+    }
     if let Some(pointers) = &rules.fingerprint {
         if pointers.is_empty() {
             return Err("fingerprint = [] compares nothing: leave it out to compare the whole body".to_owned());

@@ -3,8 +3,8 @@
 use super::latency::Counts;
 use super::metrics::{Sources, Totals};
 use super::spikes::{Spike, Spikes};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use tokio::sync::broadcast;
 
 /// Samples that are kept.
@@ -132,7 +132,7 @@ impl Samples {
 
     pub fn push(&self, sample: &Sample) -> serde_json::Result<()> {
         let json = serde_json::to_string(sample)?;
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         if kept.len() == KEPT {
             kept.pop_front();
         }
@@ -144,7 +144,7 @@ impl Samples {
 
     /// A JSON array of the last samples, and all that come after them.
     pub fn follow(&self) -> (String, broadcast::Receiver<String>) {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.lock();
         // Under the lock, so that no sample is in neither.
         let live = self.live.subscribe();
         let history = kept.iter().map(String::as_str).collect::<Vec<_>>().join(",");
