@@ -28,9 +28,12 @@ test: setup unit loom sim-many linear shuttle torture $(if $(CAN_MOUNT),filesyst
 setup:
 	.ci/install
 
+# All that is compiled without optimisation of the whole is compiled alike, so that packages are compiled once.
+EVERYTHING = --locked --workspace --all-features
+
 # Unit, integration and doc tests.
 unit:
-	cargo test --locked --all-features
+	cargo test $(EVERYTHING)
 
 # Every interleaving of the steps of the state word, the watermark, group commit and the waking of waiters.
 loom:
@@ -81,11 +84,15 @@ fuzz-record_decode-long fuzz-wheel-long: SHARE = 45
 fuzz-%-long:
 	$(MAKE) fuzz-$* FUZZ_END=-runs=$$(($(RUNS) * $(SHARE) / 100))
 
+# Where cargo puts programs.
+BUILT = $(or $(CARGO_TARGET_DIR),target)/debug
+
 demo:
 	cargo run --locked --release --example checkout
-	cargo run --locked --package oncekey-examples --bin axum_payments
-	cargo run --locked --package oncekey-examples --bin llm_stream
-	cargo run --locked --package oncekey-examples --bin tonic_orders
+	cargo build $(EVERYTHING) --bins
+	$(BUILT)/axum_payments
+	$(BUILT)/llm_stream
+	$(BUILT)/tonic_orders
 
 bench:
 	cargo bench --locked
@@ -93,8 +100,7 @@ bench:
 
 # Whether the benches compile: with the tests' profile, for which most of it is there.
 bench-compiles:
-	cargo bench --locked --no-run --all-features --profile test
-	cargo bench --locked --no-run --package oncekey-examples --bench http --profile test
+	cargo bench $(EVERYTHING) --no-run --profile test
 
 # The gateway beside a bare proxy; needs wrk.
 bench-gateway:
@@ -102,7 +108,7 @@ bench-gateway:
 
 # Whether operations take the instructions that are recorded, within 5 %; needs valgrind.
 instructions:
-	cargo bench --locked --bench instructions
+	cargo bench --locked --profile release --bench instructions
 
 # oncekey beside rivals: a few minutes, and hours. What isn't installed is left out; see `compare-setup`.
 ROCKSDB = $(wildcard /usr/include/rocksdb/c.h)
@@ -120,12 +126,11 @@ compare-setup:
 
 lint:
 	cargo fmt --check
-	cargo clippy --locked --all-targets --all-features -- -D warnings
-	cargo clippy --locked --all-features --test '*' -- -D warnings
+	cargo clippy $(EVERYTHING) --all-targets -- -D warnings
+	cargo clippy $(EVERYTHING) --test '*' -- -D warnings
 	cargo clippy --locked --no-default-features -- -D warnings
 	cargo clippy --locked --features http -- -D warnings
-	cargo clippy --locked --package oncekey-examples --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
+	RUSTDOCFLAGS="-D warnings" cargo doc $(EVERYTHING) --no-deps
 
 # Of the comparison, which is a package of its own.
 lint-compare:
@@ -165,4 +170,4 @@ corruption-release:
 
 # The gateway's dashboard in Chromium, which Node.js drives.
 dashboard:
-	cargo test --locked --all-features --test dashboard -- $(DASHBOARD)
+	cargo test $(EVERYTHING) --test dashboard -- $(DASHBOARD)

@@ -44,6 +44,9 @@ pub struct Stats {
     pub damaged_segments: u64,
     /// Steps of background upkeep that failed, such as for a full disk.
     pub upkeep_failures: u64,
+    /// Whether `max_bytes`, or the disk when a segment was last to be made, leaves too little room for the answers of more operations, so that none
+    /// is begun. What has been begun goes on.
+    pub is_full: bool,
     /// Whether a write or sync failed, so that the store only reads.
     pub is_poisoned: bool,
 }

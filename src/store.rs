@@ -629,6 +629,10 @@ impl Engine {
         now_ms: u64,
     ) -> Result<Outcome> {
         let terms = self.terms(request)?;
+        if self.journal.is_out_of_disk() {
+            drop(shard);
+            return self.reserve_after_disk(request);
+        }
         self.check_room()?;
         self.count_key()?;
         let len = reservation_len(&request.key, 0)?;
@@ -659,6 +663,11 @@ impl Engine {
         over: Interrupted,
     ) -> Result<Outcome> {
         let terms = self.terms(request)?;
+        if self.journal.is_out_of_disk() {
+            drop(shard);
+            drop(over);
+            return self.reserve_after_disk(request);
+        }
         self.check_room()?;
         let len = reservation_len(&request.key, over.point().len())?;
         let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
@@ -673,6 +682,14 @@ impl Engine {
         claim.add_live();
         drop(shard);
         self.write_reservation(request, &terms, hash, claim, now_ms, attempt, Some(over))
+    }
+
+    /// Reserves once the disk has room again, if it has.
+    #[cold]
+    fn reserve_after_disk(self: &Arc<Self>, request: &Request<'_>) -> Result<Outcome> {
+        self.journal.poison.check()?;
+        self.journal.try_disk_again()?;
+        self.reserve(request)
     }
 
     /// Puts the record of a claimed reservation into the journal; on failure the key is as it was before.
@@ -922,6 +939,7 @@ impl Engine {
             unchecked_segments: segments.iter().filter(|segment| !segment.is_checked()).count() as u64,
             damaged_segments: segments.iter().filter(|segment| segment.damage().is_some()).count() as u64,
             upkeep_failures: self.upkeep.failures(),
+            is_full: self.journal.is_out_of_disk() || !self.journal.has_room(),
             is_poisoned: self.journal.poison.is_set(),
         }
     }

@@ -17,7 +17,6 @@ use dashmap::DashMap;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
-use parking_lot::Mutex;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -78,21 +77,6 @@ pub(super) struct Live {
     pub(super) stream_begun: Notify,
     running: AtomicUsize,
     idle: Notify,
-    /// Until when no operation is begun, since the store had no room for the answer of another.
-    full_until: Mutex<Option<Instant>>,
-}
-
-/// How long after that: one operation in this time finds out whether there is room again.
-const FULL: Duration = Duration::from_secs(1);
-
-impl Live {
-    pub(super) fn found_full(&self) {
-        *self.full_until.lock() = Some(Instant::now() + FULL);
-    }
-
-    fn has_room(&self) -> bool {
-        self.full_until.lock().is_none_or(|until| until <= Instant::now())
-    }
 }
 
 impl IdempotencyLayer {
@@ -150,11 +134,6 @@ impl IdempotencyLayer {
     /// How many operations run now, those whose clients left included.
     pub fn running(&self) -> usize {
         self.0.live.running.load(Ordering::Relaxed)
-    }
-
-    /// Whether operations are begun. If the store had no room for an answer, none are for a second, and are refused as with a full store.
-    pub fn has_room(&self) -> bool {
-        self.0.live.has_room()
     }
 
     /// Waits until no operation runs; for the end of a process, after its last connection.
@@ -407,10 +386,6 @@ impl Asked {
         };
         loop {
             let pending = match self.claim().await {
-                Ok(Claim::Mine(claimed)) if !self.settings.live.has_room() => {
-                    let is_used = matches!(claimed, Claimed::Over(_));
-                    return self.without_store(&Failed { kind: ErrorKind::StorageFull, is_used });
-                }
                 Ok(Claim::Mine(claimed)) => {
                     return match Counted::new(&self.settings.live, self.settings.max_running) {
                         Some(counted) => Decision::Run(claimed, counted),

@@ -471,9 +471,6 @@ impl Operation {
                 }
             };
         }
-        if written.as_ref().is_err_and(|unwritten| unwritten.error.is_full()) {
-            self.asked.settings.live.found_full();
-        }
         match written {
             Ok(record) => Ended::Stored { until: record.expires_at(), is_whole },
             Err(_) => Ended::NotStored,

@@ -68,7 +68,8 @@ const MOST_SPARES: usize = 4;
 const LEAST_LEAD: u64 = 3 << 20;
 /// Memory to keep ready ahead of appends: what may come between two looks.
 const LEAD: u64 = 15 << 20;
-/// Segments below `max_bytes` that no reservation is granted for, so that operations under way can store their answers.
+/// Segments below `max_bytes`, and spares on a full disk, that no reservation is granted for, so that operations under way can store
+/// their answers.
 const ROOM_FOR_ANSWERS: usize = 2;
 /// Segments beyond `max_bytes` that upkeep may take for a while, to move survivors of reservations and of answers: a store may
 /// be opened with no room left under its limit.
@@ -171,6 +172,8 @@ pub(crate) struct Journal {
     opened_bytes: u64,
     /// Whether a name was taken away that a power cut could bring back.
     has_dirty_names: AtomicBool,
+    /// Whether the disk had no room when a segment was last to be made.
+    is_disk_full: AtomicBool,
     /// Spares to keep beside those held back: more while they are used up faster than made.
     wanted_spares: AtomicUsize,
     /// Full segments that wait for their seal.
@@ -224,6 +227,7 @@ impl Journal {
             used_bytes: AtomicU64::new(0),
             opened_bytes: 0,
             has_dirty_names: AtomicBool::new(false),
+            is_disk_full: AtomicBool::new(false),
             // One for each of the two streams that every operation writes to.
             wanted_spares: AtomicUsize::new(2),
             retired: Mutex::default(),
@@ -500,9 +504,27 @@ impl Journal {
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
         let Some(max_bytes) = self.options.max_bytes else { return true };
-        let spares = self.spares.lock().len() + usize::from(self.has_blank());
-        let needed = (HELD_BACK + ROOM_FOR_ANSWERS).saturating_sub(spares) as u64;
+        let needed = self.lacking_spares() as u64;
         self.used_bytes.load(Ordering::Relaxed) + needed * self.options.segment_len <= max_bytes
+    }
+
+    /// Whether the disk has none, and too few spares are left for the answers of more reservations.
+    #[inline]
+    pub(crate) fn is_out_of_disk(&self) -> bool {
+        // Relaxed: whoever sees it late finds out by itself.
+        self.is_disk_full.load(Ordering::Relaxed) && self.lacking_spares() > 0
+    }
+
+    /// Spares to make before all are there that are for upkeep and for answers.
+    fn lacking_spares(&self) -> usize {
+        let spares = self.spares.lock().len() + usize::from(self.has_blank());
+        (HELD_BACK + ROOM_FOR_ANSWERS).saturating_sub(spares)
+    }
+
+    /// Looks whether a full disk has room again, by making a spare; it still may have none when this returns.
+    pub(crate) fn try_disk_again(&self) -> Result<()> {
+        let mut next_number = self.next_number.lock();
+        if self.is_out_of_disk() { self.make_spare(&mut next_number, Purpose::Callers) } else { Ok(()) }
     }
 
     pub(crate) fn full(&self) -> Error {
@@ -534,11 +556,13 @@ impl Journal {
             *next_number += 1;
             Ok((header, self.storage.create(&segment_name(header.number), header.len, &header.encode())?))
         };
-        let (header, blob) = match create() {
+        let created = match create() {
             // What only makes the next opening faster gives way.
-            Err(error) if error.is_full() && self.make_index_give_way() => create()?,
-            answer => answer?,
+            Err(error) if error.is_full() && self.make_index_give_way() => create(),
+            answer => answer,
         };
+        self.is_disk_full.store(created.as_ref().is_err_and(Error::is_full), Ordering::Relaxed);
+        let (header, blob) = created?;
         self.used_bytes.fetch_add(header.len, Ordering::Relaxed);
         self.enlist(header.number)?;
         self.add_spare(header.number, blob)

@@ -468,6 +468,35 @@ fn a_full_disk_loses_nothing_and_its_owners_complete_once_there_is_space() {
 }
 
 #[test]
+fn on_a_full_disk_no_operation_is_begun_whose_answer_would_find_no_room() {
+    let (_, builder) = manual();
+    let disk = SimDisk::new();
+    let store = builder.open_simulated(&disk).unwrap();
+    let mut kept = reserved(store.reserve(&request("under way", 1)).unwrap());
+    kept.set_retention(Retention::For(Duration::from_secs(1))).unwrap();
+    store.maintain(1 << 20).unwrap();
+    disk.set_capacity(Some(0));
+    let mut completed = 0;
+    let refusal = loop {
+        match store.reserve(&request(&completed.to_string(), 1)) {
+            Ok(outcome) => reserved(outcome).complete([7; 700]).unwrap(),
+            Err(error) => break error,
+        };
+        completed += 1;
+        if let Err(error) = store.maintain(1 << 20) {
+            assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+        }
+    };
+    assert_eq!(refusal.kind(), ErrorKind::StorageFull, "{refusal}");
+    assert!(completed > 20 && store.stats().is_full, "{completed}");
+    kept.complete(b"into a segment of its own").unwrap();
+    assert_kind(store.reserve(&request("refused as well", 1)), ErrorKind::StorageFull);
+    disk.set_capacity(None);
+    reserved(store.reserve(&request("at once", 1)).unwrap()).complete(b"").unwrap();
+    assert!(!store.stats().is_full);
+}
+
+#[test]
 fn a_full_disk_gives_its_space_back_by_expiry_alone() {
     let (clock, builder) = manual();
     let disk = SimDisk::new();

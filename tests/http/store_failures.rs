@@ -140,9 +140,8 @@ async fn once_an_answer_finds_no_room_no_further_operation_is_begun() {
     let disk = SimDisk::new();
     let builder = Store::builder().durability(Durability::Buffered).background(false).segment_size(64 * 1024);
     let store = builder.open_simulated(&disk).unwrap();
-    let idempotency = layer(&store, Policy::new());
     let (service, log) =
-        around(idempotency.clone(), |_| async { Response::new(Full::new(Bytes::from(vec![b'x'; 8000]))) });
+        around(layer(&store, Policy::new()), |_| async { Response::new(Full::new(Bytes::from(vec![b'x'; 8000]))) });
     assert_eq!(send(&service, post("first", "")).await.status, StatusCode::OK);
     // What is allocated stays; no segment is added to it.
     disk.set_capacity(Some(0));
@@ -156,7 +155,7 @@ async fn once_an_answer_finds_no_room_no_further_operation_is_begun() {
         }
     }
     assert!(last.is_some(), "the disk is full");
-    assert!(!idempotency.has_room());
+    assert!(store.stats().is_full);
     let runs = log.runs();
     for nth in 0..10 {
         send(&service, post(&format!("later-{nth}"), "")).await.assert_problem(503, "store-unavailable");

@@ -92,9 +92,8 @@ impl Admin {
     }
 
     pub fn is_ready(&self) -> bool {
-        !self.is_draining.load(Ordering::Relaxed)
-            && !self.sources.store.stats().is_poisoned
-            && self.sources.layer.has_room()
+        let stats = self.sources.store.stats();
+        !self.is_draining.load(Ordering::Relaxed) && !stats.is_poisoned && !stats.is_full
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Reply {
