@@ -3,7 +3,7 @@
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::codec::{self, Kind, Meta};
-use crate::journal::{Claim, Stream};
+use crate::journal::{Claim, Purpose, Stream};
 use crate::key::Retention;
 use crate::record::Record;
 use crate::shard::Shard;
@@ -150,7 +150,7 @@ impl Reservation {
     ///
     /// As [`complete`](Reservation::complete).
     pub fn release(mut self) -> Result<(), Box<Unwritten>> {
-        match self.write(Verdict::Release, b"") {
+        match self.write(Verdict::Release, b"", false) {
             Ok(_) => {
                 self.finish();
                 Ok(())
@@ -203,7 +203,7 @@ impl Reservation {
     /// As [`complete`](Reservation::complete); the reservation stays good unless it is `Fenced`.
     pub fn recovery_point(&mut self, point: impl AsRef<[u8]>) -> Result<()> {
         let point = point.as_ref();
-        let (_, lsn) = self.write(Verdict::Point, point)?;
+        let (_, lsn) = self.write(Verdict::Point, point, false)?;
         self.lsn = lsn;
         if !planted!(PointsNotNumbered) {
             self.points += 1;
@@ -213,7 +213,7 @@ impl Reservation {
     }
 
     fn answer(mut self, verdict: Verdict, answer: &[u8]) -> Result<Record, Box<Unwritten>> {
-        match self.write(verdict, answer) {
+        match self.write(verdict, answer, false) {
             Ok((record, _)) => {
                 self.finish();
                 Ok(record)
@@ -252,8 +252,9 @@ impl Reservation {
         }
     }
 
-    /// Writes what the owner says: journal first, and then the table. Returns the record, and its LSN.
-    fn write(&self, verdict: Verdict, payload: &[u8]) -> Result<(Record, u64)> {
+    /// Writes what the owner says: journal first, and then the table; where there is room, if an answer has to go elsewhere than to those that
+    /// live as long. Returns the record, and its LSN.
+    fn write(&self, verdict: Verdict, payload: &[u8], is_elsewhere: bool) -> Result<(Record, u64)> {
         let engine = &*self.engine;
         engine.admit()?;
         if payload.len() > engine.limits.max_record_len {
@@ -276,10 +277,18 @@ impl Reservation {
         };
         let len = codec::record_len(entry.stored_key().len(), payload.len())
             .ok_or_else(|| Error::new(ErrorKind::RecordTooLarge, "the record is longer than the format allows"))?;
-        let Some(mut claim) = engine.journal.claim(stream, len) else {
+        let claim = engine.journal.claim(stream, len);
+        let claim = if is_elsewhere { claim.or_else(|| engine.journal.claim_any_for_answer(len)) } else { claim };
+        let Some(mut claim) = claim else {
             drop(shard);
-            engine.journal.turn(stream)?;
-            return self.write(verdict, payload);
+            return match engine.journal.turn(stream, Purpose::GoOn) {
+                Ok(()) => self.write(verdict, payload, is_elsewhere),
+                // Answers of other lifetimes may have room left.
+                Err(error) if error.is_full() && stream != Stream::RESERVATIONS && !is_elsewhere => {
+                    self.write(verdict, payload, true)
+                }
+                Err(error) => Err(error),
+            };
         };
         let moved = shard.table.slot(at).advance(word, word.with(Phase::Completing));
         debug_assert!(moved, "slots change only under their shard's lock");

@@ -14,7 +14,7 @@ use crate::erase::Space;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
 use crate::journal::codec::{self, Kind, Meta};
-use crate::journal::{Claim, Entry, Journal, SegmentMap, Stream, Unsynced};
+use crate::journal::{Claim, Entry, Journal, Purpose, SegmentMap, Stream, Unsynced};
 use crate::key::{Durability, Key, Request, Retention};
 use crate::maintain::{Maintained, Workers};
 use crate::mmap::{Arena, ForkMark};
@@ -639,7 +639,7 @@ impl Engine {
         let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
             self.uncount_keys(1);
             drop(shard);
-            self.journal.turn(Stream::RESERVATIONS)?;
+            self.journal.turn(Stream::RESERVATIONS, Purpose::Begin)?;
             return self.reserve(request);
         };
         shard.insert(tag_of(hash), Word::new(Phase::Reserved, claim.lsn()), now_ms.saturating_add(terms.lease_ms));
@@ -673,7 +673,7 @@ impl Engine {
         let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
             drop(shard);
             drop(over);
-            self.journal.turn(Stream::RESERVATIONS)?;
+            self.journal.turn(Stream::RESERVATIONS, Purpose::Begin)?;
             return self.reserve(request);
         };
         let deadline_ms = now_ms.saturating_add(terms.lease_ms);

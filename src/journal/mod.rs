@@ -68,9 +68,10 @@ const MOST_SPARES: usize = 4;
 const LEAST_LEAD: u64 = 3 << 20;
 /// Memory to keep ready ahead of appends: what may come between two looks.
 const LEAD: u64 = 15 << 20;
-/// Segments below `max_bytes`, and spares on a full disk, that no reservation is granted for, so that operations under way can store
-/// their answers.
+/// Segments below `max_bytes` that no reservation is granted for, so that operations under way can store their answers.
 const ROOM_FOR_ANSWERS: usize = 2;
+/// The same in spares, on a disk that has no room for another.
+const SPARES_FOR_ANSWERS: usize = 1;
 /// Segments beyond `max_bytes` that upkeep may take for a while, to move survivors of reservations and of answers: a store may
 /// be opened with no room left under its limit.
 const ROOM_FOR_UPKEEP: u64 = 2;
@@ -79,8 +80,11 @@ pub(crate) const LEAST_SEGMENTS: u64 = (STREAMS + HELD_BACK + ROOM_FOR_ANSWERS +
 
 /// Who needs a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
-    Callers,
+pub(crate) enum Purpose {
+    /// Callers that begin an operation.
+    Begin,
+    /// Callers that have begun one: answers, releases, recovery points.
+    GoOn,
     Upkeep,
 }
 
@@ -390,7 +394,7 @@ impl Journal {
             self.poison.check()?;
             match self.claim(stream, len) {
                 Some(claim) => return Ok(claim),
-                None => self.turn_for(stream, Purpose::Upkeep)?,
+                None => self.turn(stream, Purpose::Upkeep)?,
             }
         }
     }
@@ -401,11 +405,7 @@ impl Journal {
     }
 
     /// Gives the stream a new segment, unless another caller just did.
-    pub(crate) fn turn(&self, stream: Stream) -> Result<()> {
-        self.turn_for(stream, Purpose::Callers)
-    }
-
-    fn turn_for(&self, stream: Stream, purpose: Purpose) -> Result<()> {
+    pub(crate) fn turn(&self, stream: Stream, purpose: Purpose) -> Result<()> {
         let head = &self.streams[stream.0];
         let _turn = head.turn.lock();
         let full = head.active.load_full();
@@ -432,12 +432,13 @@ impl Journal {
             return Ok(());
         }
         active.fill();
-        self.turn_for(stream, Purpose::Upkeep)
+        self.turn(stream, Purpose::Upkeep)
     }
 
     fn take_segment(&self, purpose: Purpose) -> Result<Arc<Segment>> {
         let kept_back = match purpose {
-            Purpose::Callers => HELD_BACK,
+            Purpose::Begin if self.is_disk_full.load(Ordering::Relaxed) => HELD_BACK + SPARES_FOR_ANSWERS,
+            Purpose::Begin | Purpose::GoOn => HELD_BACK,
             Purpose::Upkeep => 0,
         };
         // In order of number, so the one to keep back is never the one to give out.
@@ -461,10 +462,10 @@ impl Journal {
     pub(crate) fn prepare_spare(&self) -> Result<bool> {
         let mut next_number = self.next_number.lock();
         let wanted = HELD_BACK + self.wanted_spares.load(Ordering::Relaxed);
-        if self.spares.lock().len() >= wanted || !self.has_blank() && !self.fits_one_more(Purpose::Callers) {
+        if self.spares.lock().len() >= wanted || !self.has_blank() && !self.fits_one_more(Purpose::Begin) {
             return Ok(false);
         }
-        self.make_spare(&mut next_number, Purpose::Callers)?;
+        self.make_spare(&mut next_number, Purpose::Begin)?;
         Ok(true)
     }
 
@@ -492,7 +493,7 @@ impl Journal {
     fn fits_one_more(&self, purpose: Purpose) -> bool {
         let Some(max_bytes) = self.options.max_bytes else { return true };
         let limit = match purpose {
-            Purpose::Callers => max_bytes,
+            Purpose::Begin | Purpose::GoOn => max_bytes,
             Purpose::Upkeep => {
                 self.opened_bytes.max(max_bytes).saturating_add(ROOM_FOR_UPKEEP * self.options.segment_len)
             }
@@ -504,7 +505,7 @@ impl Journal {
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
         let Some(max_bytes) = self.options.max_bytes else { return true };
-        let needed = self.lacking_spares() as u64;
+        let needed = (HELD_BACK + ROOM_FOR_ANSWERS).saturating_sub(self.spares_ahead()) as u64;
         self.used_bytes.load(Ordering::Relaxed) + needed * self.options.segment_len <= max_bytes
     }
 
@@ -512,19 +513,17 @@ impl Journal {
     #[inline]
     pub(crate) fn is_out_of_disk(&self) -> bool {
         // Relaxed: whoever sees it late finds out by itself.
-        self.is_disk_full.load(Ordering::Relaxed) && self.lacking_spares() > 0
+        self.is_disk_full.load(Ordering::Relaxed) && self.spares_ahead() < HELD_BACK + SPARES_FOR_ANSWERS
     }
 
-    /// Spares to make before all are there that are for upkeep and for answers.
-    fn lacking_spares(&self) -> usize {
-        let spares = self.spares.lock().len() + usize::from(self.has_blank());
-        (HELD_BACK + ROOM_FOR_ANSWERS).saturating_sub(spares)
+    fn spares_ahead(&self) -> usize {
+        self.spares.lock().len() + usize::from(self.has_blank())
     }
 
     /// Looks whether a full disk has room again, by making a spare; it still may have none when this returns.
     pub(crate) fn try_disk_again(&self) -> Result<()> {
         let mut next_number = self.next_number.lock();
-        if self.is_out_of_disk() { self.make_spare(&mut next_number, Purpose::Callers) } else { Ok(()) }
+        if self.is_out_of_disk() { self.make_spare(&mut next_number, Purpose::Begin) } else { Ok(()) }
     }
 
     pub(crate) fn full(&self) -> Error {
