@@ -6,7 +6,7 @@ use super::policy::{InFlight, Interrupted, OperationOf, Policy, Scope, WhenUnava
 use super::problem::Problem;
 use super::recording::Recording;
 use super::request::{self, Collected};
-use super::run::{self, Detached, Panicked, caught};
+use super::run::{self, Operation, Panicked};
 use super::running::Running;
 use super::{answer, blocking, key};
 use crate::{
@@ -17,6 +17,7 @@ use dashmap::DashMap;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
+use std::cell::RefCell;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -204,7 +205,11 @@ where
 }
 
 /// The answer to a request with a key.
-async fn answer<S, R>(
+#[expect(
+    clippy::manual_async_fn,
+    reason = "the future of an async fn has room for its arguments twice, and it is moved about"
+)]
+fn answer<S, R>(
     settings: Arc<Settings>,
     policy: Arc<Policy>,
     key: String,
@@ -212,7 +217,7 @@ async fn answer<S, R>(
     parts: Parts,
     body: Body,
     mut inner: S,
-) -> Result<Response<Body>, S::Error>
+) -> impl Future<Output = Result<Response<Body>, S::Error>> + Send
 where
     S: Service<Request<Body>, Response = Response<R>> + Send + 'static,
     S::Future: Send + 'static,
@@ -220,48 +225,48 @@ where
     R: http_body::Body + Send + 'static,
     R::Error: Into<super::BoxError>,
 {
-    let is_grpc = is_grpc(&parts.headers);
-    let Some(scope) = settings.scope.of(&parts) else {
-        return Ok(settings.refuse(EventKind::Invalid, &Problem::scope_missing(), is_grpc, started, None));
-    };
-    let (body, trailers) = match request::collect(body, &policy, is_grpc).await {
-        Ok(Collected::Whole(body, trailers)) => (body, trailers),
-        Ok(Collected::Stream(body)) => {
-            return settings.pass(inner.call(Request::from_parts(parts, body)), started).await;
-        }
-        Err(problem) => return Ok(settings.refuse(EventKind::Invalid, &problem, is_grpc, started, None)),
-    };
-    let asked = Arc::new(Asked {
-        scope,
-        operation: policy.operation_of(&parts),
-        key,
-        fingerprint: policy.digest.fingerprint(&parts, &body),
-        is_synced: policy.durability.unwrap_or(settings.store.durability()) == Durability::Synced,
-        is_grpc,
-        started,
-        policy,
-        settings,
-    });
-    let (claimed, counted) = match asked.decide().await {
-        Decision::Answer(response) => return Ok(response),
-        Decision::Run(claimed, counted) => (claimed, counted),
-        Decision::Pass => {
-            let request = Request::from_parts(parts, Body::whole(body, trailers));
-            let mut answer = inner.call(request).await.map(|response| response.map(Body::new));
-            if let Ok(response) = &mut answer {
-                response.headers_mut().insert(UNPROTECTED, HeaderValue::from_static("store-unavailable"));
+    async move {
+        let is_grpc = is_grpc(&parts.headers);
+        let Some(scope) = settings.scope.of(&parts) else {
+            return Ok(settings.refuse(EventKind::Invalid, &Problem::scope_missing(), is_grpc, started, None));
+        };
+        let (body, trailers) = match request::collect(body, &policy, is_grpc).await {
+            Ok(Collected::Whole(body, trailers)) => (body, trailers),
+            Ok(Collected::Stream(body)) => {
+                return Box::pin(settings.pass(inner.call(Request::from_parts(parts, body)), started)).await;
             }
-            asked.tell(EventKind::PassedUnprotected, answer.as_ref().ok().map(Response::status));
-            return answer;
-        }
-    };
-    Detached::new(async move {
-        match caught(run::run(Arc::clone(&asked), counted, claimed, parts, body, trailers, inner)).await {
+            Err(problem) => return Ok(settings.refuse(EventKind::Invalid, &problem, is_grpc, started, None)),
+        };
+        let asked = Arc::new(Asked {
+            scope,
+            operation: policy.operation_of(&parts),
+            key,
+            fingerprint: policy.digest.fingerprint(&parts, &body),
+            is_synced: policy.durability.unwrap_or(settings.store.durability()) == Durability::Synced,
+            is_grpc,
+            started,
+            policy,
+            settings,
+        });
+        let (claimed, counted) = match asked.decide().await {
+            Decision::Answer(response) => return Ok(response),
+            Decision::Run(claimed, counted) => (claimed, counted),
+            Decision::Pass => {
+                let request = Request::from_parts(parts, Body::whole(body, trailers));
+                let mut answer = Box::pin(inner.call(request)).await.map(|response| response.map(Body::new));
+                if let Ok(response) = &mut answer {
+                    response.headers_mut().insert(UNPROTECTED, HeaderValue::from_static("store-unavailable"));
+                }
+                asked.tell(EventKind::PassedUnprotected, answer.as_ref().ok().map(Response::status));
+                return answer;
+            }
+        };
+        let operation = Operation::begin(Arc::clone(&asked), counted, claimed);
+        match run::detached(operation, parts, body, trailers, inner).await {
             Ok(answer) => answer,
             Err(Panicked) => Ok(asked.problem(&Problem::panicked())),
         }
-    })
-    .await
+    }
 }
 
 /// One request with a key.
@@ -405,7 +410,7 @@ impl Asked {
                 }
                 Err(failed) => return self.without_store(&failed),
             };
-            match self.wait(pending, until).await {
+            match Box::pin(self.wait(pending, until)).await {
                 Ok(Waited::Again) => {}
                 Ok(Waited::Replay(record)) => return Decision::Answer(self.replay(record)),
                 Ok(Waited::Attached(response)) => {
@@ -553,12 +558,28 @@ pub(super) fn mark_replayed(headers: &mut HeaderMap) {
 }
 
 pub(super) fn mark_expiry(headers: &mut HeaderMap, expires_at: Option<SystemTime>) {
+    let since_epoch = expires_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
     // No date beyond the year 9999 can be written down, nor would anybody wait for it.
-    let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    let Some(at) = expires_at.filter(|at| *at <= latest) else { return };
-    if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(at)) {
-        headers.insert(EXPIRES, date);
+    let Some(second) = since_epoch.map(|since| since.as_secs()).filter(|second| *second <= 253_402_300_799) else {
+        return;
+    };
+    headers.insert(EXPIRES, date_of(second));
+}
+
+/// A second since 1970 as HTTP writes it.
+fn date_of(second: u64) -> HeaderValue {
+    thread_local! {
+        // Answers of one second mostly end in one second.
+        static LAST: RefCell<(u64, HeaderValue)> = const { RefCell::new((u64::MAX, HeaderValue::from_static(""))) };
     }
+    LAST.with_borrow_mut(|(last, date)| {
+        if *last != second {
+            let text = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(second));
+            *date = HeaderValue::from_maybe_shared(Bytes::from(text)).expect("a date is visible ASCII");
+            *last = second;
+        }
+        date.clone()
+    })
 }
 
 impl Settings {

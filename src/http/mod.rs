@@ -116,13 +116,16 @@ pub use running::Running;
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs what blocks on a thread that may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends, and this future with it.
-            Err(_) => std::future::pending().await,
-        },
+fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
+    let work = tokio::task::spawn_blocking(work);
+    async move {
+        match work.await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends, and this future with it.
+                Err(_) => std::future::pending().await,
+            },
+        }
     }
 }

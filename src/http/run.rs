@@ -6,12 +6,12 @@ use super::event::EventKind;
 use super::layer::{
     ATTEMPT, Asked, Claimed, Counted, FENCE, Live, RECOVERY_POINT, UNAVAILABLE, mark_expiry, mark_replayed,
 };
-use super::policy::{Interrupted, Interruption, Reconciled, Verdict, grpc_verdict};
+use super::policy::{Interrupted, Interruption, Reconcile, Reconciled, Verdict, grpc_verdict};
 use super::problem::{GRPC_STATUS, PROBLEM, Problem, byte_sequence};
 use super::recording::Recording;
 use super::running::Running;
 use super::{BoxError, blocking};
-use crate::{ErrorKind, Record, Reservation, Unwritten};
+use crate::{ErrorKind, Reservation};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::request::Parts;
@@ -20,7 +20,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
@@ -37,7 +37,7 @@ pub(super) struct Detached<T: Send + 'static> {
 }
 
 impl<T: Send + 'static> Detached<T> {
-    pub(super) fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
+    fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
         Detached { future: Some(Box::pin(future)), runtime: Handle::current() }
     }
 }
@@ -64,65 +64,80 @@ impl<T: Send + 'static> Drop for Detached<T> {
     }
 }
 
+/// Runs the operation to its end, whether or not its client stays for the answer.
+pub(super) fn detached<S, R>(
+    operation: Operation,
+    parts: Parts,
+    body: Bytes,
+    trailers: Option<HeaderMap>,
+    inner: S,
+) -> Detached<Result<Result<Response<Body>, S::Error>, Panicked>>
+where
+    S: Service<Request<Body>, Response = Response<R>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    R: http_body::Body + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    Detached::new(Caught { future: run(operation, parts, body, trailers, inner) })
+}
+
 /// Runs the operation, and gives its first client the answer.
-pub(super) async fn run<S, R>(
-    asked: Arc<Asked>,
-    counted: Counted,
-    claimed: Claimed,
+#[expect(
+    clippy::manual_async_fn,
+    reason = "the future of an async fn has room for its arguments twice, and it is moved about"
+)]
+fn run<S, R>(
+    operation: Operation,
     parts: Parts,
     body: Bytes,
     trailers: Option<HeaderMap>,
     mut inner: S,
-) -> Result<Response<Body>, S::Error>
+) -> impl Future<Output = Result<Response<Body>, S::Error>> + Send
 where
     S: Service<Request<Body>, Response = Response<R>> + Send,
     S::Future: Send,
     R: http_body::Body + Send + 'static,
     R::Error: Into<BoxError>,
 {
-    let (reservation, is_over) = match claimed {
-        Claimed::Fresh(unbegun) => (unbegun.begin(), false),
-        Claimed::Over(reservation) => (reservation, true),
-    };
-    asked.tell(if is_over { EventKind::TakenOver } else { EventKind::Started }, None);
-    let find_out = match &asked.policy.interrupted {
-        Interrupted::Reconcile(find_out) if is_over => Some(find_out.clone()),
-        Interrupted::Reconcile(_) | Interrupted::Refuse | Interrupted::Rerun => None,
-    };
-    let operation = Operation { running: Running::new(reservation, asked.is_synced), asked, _counted: counted };
-    if let Some(find_out) = find_out {
-        let asked = &operation.asked;
-        let interruption = Interruption {
-            scope: asked.scope.clone(),
-            operation: asked.operation.clone(),
-            key: asked.key.clone(),
-            attempt: operation.running.attempt(),
-            recovery_point: operation.running.recovery_point(),
-            body: body.clone(),
-        };
-        match find_out.ask(interruption).await {
-            Ok(Reconciled::DidNotHappen) => {}
-            Ok(Reconciled::Happened(response)) => return Ok(operation.happened(response).await),
-            Ok(Reconciled::StillUnknown) | Err(_) => return Ok(operation.refuse(&Problem::outcome_unknown())),
+    async move {
+        let is_over = operation.running.attempt() > 1;
+        operation.asked.tell(if is_over { EventKind::TakenOver } else { EventKind::Started }, None);
+        if is_over && let Interrupted::Reconcile(find_out) = &operation.asked.policy.interrupted {
+            // Boxed, like all that is rare: see above.
+            if let Some(answer) = Box::pin(operation.reconcile(find_out, body.clone())).await {
+                return Ok(answer);
+            }
         }
+        let mut request = Request::from_parts(parts, Body::whole(body, trailers));
+        operation.introduce(&mut request);
+        let (head, body) = inner.call(request).await?.into_parts();
+        Ok(operation.conclude(head, Body::new(body)).await)
     }
-    let mut request = Request::from_parts(parts, Body::whole(body, trailers));
-    operation.introduce(&mut request);
-    let response = inner.call(request).await?;
-    Ok(operation.conclude(response.map(Body::new)).await)
 }
 
 /// A panic, which the hook has told of.
 pub(super) struct Panicked;
 
-pub(super) async fn caught<F: Future>(future: F) -> Result<F::Output, Panicked> {
-    let mut future = pin!(future);
-    // After a panic it isn't polled again.
-    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-        Ok(poll) => poll.map(Ok),
-        Err(_) => Poll::Ready(Err(Panicked)),
-    })
-    .await
+pin_project_lite::pin_project! {
+    /// A future whose panics are its end.
+    struct Caught<F> {
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for Caught<F> {
+    type Output = Result<F::Output, Panicked>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let future = self.project().future;
+        // After a panic it isn't polled again.
+        match catch_unwind(AssertUnwindSafe(|| future.poll(context))) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => Poll::Ready(Err(Panicked)),
+        }
+    }
 }
 
 /// How much of a body came, beside what was told of its length.
@@ -219,13 +234,39 @@ enum Ended {
 }
 
 /// An operation that runs. If it is dropped, its key is left interrupted, whoever still has a handle to it.
-struct Operation {
+pub(super) struct Operation {
     running: Running,
     asked: Arc<Asked>,
     _counted: Counted,
 }
 
 impl Operation {
+    pub(super) fn begin(asked: Arc<Asked>, counted: Counted, claimed: Claimed) -> Self {
+        let reservation = match claimed {
+            Claimed::Fresh(unbegun) => unbegun.begin(),
+            Claimed::Over(reservation) => reservation,
+        };
+        Operation { running: Running::new(reservation, asked.is_synced), asked, _counted: counted }
+    }
+
+    /// Finds out what became of the attempt before; the answer, unless the operation is to run.
+    async fn reconcile(&self, find_out: &Reconcile, body: Bytes) -> Option<Response<Body>> {
+        let asked = &self.asked;
+        let interruption = Interruption {
+            scope: asked.scope.clone(),
+            operation: asked.operation.clone(),
+            key: asked.key.clone(),
+            attempt: self.running.attempt(),
+            recovery_point: self.running.recovery_point(),
+            body,
+        };
+        match find_out.ask(interruption).await {
+            Ok(Reconciled::DidNotHappen) => None,
+            Ok(Reconciled::Happened(response)) => Some(self.happened(response).await),
+            Ok(Reconciled::StillUnknown) | Err(_) => Some(self.refuse(&Problem::outcome_unknown())),
+        }
+    }
+
     /// Tells the service what it may want to know of its operation.
     fn introduce(&self, request: &mut Request<Body>) {
         let headers = request.headers_mut();
@@ -254,53 +295,57 @@ impl Operation {
     }
 
     /// Reads the answer as far as it is there, and stores it if that is all; otherwise it is recorded on its way.
-    async fn conclude(self, response: Response<Body>) -> Response<Body> {
-        let (head, mut body) = response.into_parts();
-        match self.verdict(&head, None) {
-            Some(verdict @ (Verdict::Release | Verdict::Unknown)) => {
-                self.finish(verdict, &head, None, None).await;
-                return Response::from_parts(head, body);
-            }
-            Some(Verdict::Store) | None => {}
-        }
-        let cap = self.asked.policy.max_answer as u64;
-        let length = Length::of(&head, &body);
-        let is_short = length.told.is_some_and(|len| len <= HELD);
-        let mut reading = Reading { pieces: Vec::new(), length, trailers: None };
-        let is_whole = loop {
-            let length = &mut reading.length;
-            if length.is_exceeded() {
-                break false;
-            }
-            if length.so_far > cap && !is_short {
-                return self.record(head, body, reading);
-            }
-            match next(&mut body, is_short || length.is_reached()).await {
-                Turn::Data(data) => {
-                    length.so_far += data.len() as u64;
-                    reading.pieces.push(data);
+    #[expect(clippy::manual_async_fn, reason = "as of `run`")]
+    fn conclude(self, mut head: response::Parts, mut body: Body) -> impl Future<Output = Response<Body>> + Send {
+        async move {
+            match self.verdict(&head, None) {
+                Some(verdict @ (Verdict::Release | Verdict::Unknown)) => {
+                    self.finish(verdict, &head, None, None).await;
+                    return Response::from_parts(head, body);
                 }
-                Turn::Trailers(trailers) => reading.trailers = Some(trailers),
-                Turn::End => break length.may_end(),
-                Turn::Broken => break false,
-                Turn::Later => return self.record(head, body, reading),
+                Some(Verdict::Store) | None => {}
             }
-        };
-        if !is_whole {
-            self.abandon(Some(head.status));
-            let recording = self.recording(&head, reading.length.told);
-            let follower = recording.follow();
-            reading.pieces.into_iter().for_each(|piece| recording.push(piece));
-            recording.break_off();
-            return Response::from_parts(head, Body::followed(follower));
+            let cap = self.asked.policy.max_answer as u64;
+            let length = Length::of(&head, &body);
+            let is_short = length.told.is_some_and(|len| len <= HELD);
+            let mut reading = Reading { pieces: Vec::new(), length, trailers: None };
+            let is_whole = loop {
+                let length = &mut reading.length;
+                if length.is_exceeded() {
+                    break false;
+                }
+                if length.so_far > cap && !is_short {
+                    return self.record(head, body, reading);
+                }
+                match next(&mut body, is_short || length.is_reached()).await {
+                    Turn::Data(data) => {
+                        length.so_far += data.len() as u64;
+                        reading.pieces.push(data);
+                    }
+                    Turn::Trailers(trailers) => reading.trailers = Some(trailers),
+                    Turn::End => break length.may_end(),
+                    Turn::Broken => break false,
+                    Turn::Later => return self.record(head, body, reading),
+                }
+            };
+            if !is_whole {
+                self.abandon(Some(head.status));
+                let recording = self.recording(&head, reading.length.told);
+                let follower = recording.follow();
+                reading.pieces.into_iter().for_each(|piece| recording.push(piece));
+                recording.break_off();
+                return Response::from_parts(head, Body::followed(follower));
+            }
+            let verdict = self.last_verdict(&head, reading.trailers.as_ref());
+            let body = join(reading.pieces);
+            self.finish_whole(verdict, &mut head, &body, reading.trailers.as_ref()).await;
+            Response::from_parts(head, Body::whole(body, reading.trailers))
         }
-        let verdict = self.last_verdict(&head, reading.trailers.as_ref());
-        self.finish_whole(verdict, head, join(reading.pieces), reading.trailers).await
     }
 
     /// Stores what was found out to be the answer.
-    async fn happened(self, response: Response<Body>) -> Response<Body> {
-        let (head, body) = response.into_parts();
+    async fn happened(&self, response: Response<Body>) -> Response<Body> {
+        let (mut head, body) = response.into_parts();
         let Ok(collected) = body.collect().await else { return self.refuse(&Problem::outcome_unknown()) };
         let mut trailers = collected.trailers().cloned();
         let has_status =
@@ -308,27 +353,27 @@ impl Operation {
         if self.asked.is_grpc && !has_status {
             trailers.get_or_insert_default().insert(GRPC_STATUS, HeaderValue::from_static("0"));
         }
-        self.finish_whole(Verdict::Store, head, collected.to_bytes(), trailers).await
+        let body = collected.to_bytes();
+        self.finish_whole(Verdict::Store, &mut head, &body, trailers.as_ref()).await;
+        Response::from_parts(head, Body::whole(body, trailers))
     }
 
-    /// Stores an answer that is there as a whole, and gives it to the first client.
+    /// Stores an answer that is there as a whole, and marks it for the first client.
     async fn finish_whole(
-        self,
+        &self,
         verdict: Verdict,
-        mut head: response::Parts,
-        body: Bytes,
-        trailers: Option<HeaderMap>,
-    ) -> Response<Body> {
+        head: &mut response::Parts,
+        body: &Bytes,
+        trailers: Option<&HeaderMap>,
+    ) {
         let stored = (body.len() <= self.asked.policy.max_answer).then(|| body.clone());
-        let ended = self.finish(verdict, &head, stored, trailers.as_ref()).await;
-        match ended {
+        match self.finish(verdict, head, stored, trailers).await {
             Ended::Stored { until, .. } => mark_expiry(&mut head.headers, until),
             Ended::NotStored => {
                 head.headers.insert(UNAVAILABLE, HeaderValue::from_static("not-stored"));
             }
             Ended::Released | Ended::Unknown => {}
         }
-        Response::from_parts(head, Body::whole(body, trailers))
     }
 
     fn recording(&self, head: &response::Parts, told: Option<u64>) -> Arc<Recording> {
@@ -415,10 +460,9 @@ impl Operation {
         body: Option<Bytes>,
         trailers: Option<&HeaderMap>,
     ) -> Ended {
-        let ended = match verdict {
-            Verdict::Store => self.store(head, body, trailers).await,
-            Verdict::Release => self.release().await,
-            Verdict::Unknown => Ended::Unknown,
+        let ended = match self.write(verdict, head, body, trailers) {
+            Ok(ended) => ended,
+            Err(writing) => writing.await,
         };
         drop(self.running.take());
         let kind = match ended {
@@ -432,15 +476,8 @@ impl Operation {
         ended
     }
 
-    async fn release(&self) -> Ended {
-        let Some(reservation) = self.running.take() else { return Ended::Unknown };
-        match self.write(move || reservation.release()).await {
-            Ok(()) => Ended::Released,
-            Err(_) => Ended::Unknown,
-        }
-    }
-
-    async fn store(&self, head: &response::Parts, body: Option<Bytes>, trailers: Option<&HeaderMap>) -> Ended {
+    /// What is to be stored; `None` if it can't be, or the operation is over.
+    fn to_store(&self, head: &response::Parts, body: Option<Bytes>, trailers: Option<&HeaderMap>) -> Option<ToStore> {
         let policy = &self.asked.policy;
         let filter = &policy.stored_headers;
         let is_failure = head.status.is_client_error()
@@ -454,41 +491,72 @@ impl Operation {
         if let Some(redact) = &policy.redact {
             redact(&mut answer);
         }
+        let encoded = answer.encode()?;
         // Until here code of the policy ran, which may panic.
-        let (Some(payload), Some(reservation)) = (answer.encode(), self.running.take()) else {
-            return Ended::NotStored;
-        };
-        let mut is_whole = answer.body.is_some();
-        let mut written = self.write_answer(reservation, payload, is_failure).await;
-        if let Err(unwritten) = written {
-            let is_too_large = unwritten.error.is_full() || unwritten.error.kind() == ErrorKind::RecordTooLarge;
-            let short = if is_whole && is_too_large { answer.without_body().encode() } else { None };
-            written = match short {
-                None => Err(unwritten),
-                Some(payload) => {
-                    is_whole = false;
-                    self.write_answer(unwritten.reservation, payload, is_failure).await
-                }
-            };
-        }
-        match written {
-            Ok(record) => Ended::Stored { until: record.expires_at(), is_whole },
-            Err(_) => Ended::NotStored,
-        }
+        Some(ToStore { own: self.running.take()?, answer, encoded, is_failure })
     }
 
-    async fn write_answer(
+    /// Writes to the store what the verdict says; where that waits for the device, on a thread that may.
+    fn write(
         &self,
-        reservation: Reservation,
-        payload: Vec<u8>,
-        is_failure: bool,
-    ) -> Result<Record, Box<Unwritten>> {
-        self.write(move || if is_failure { reservation.fail(payload) } else { reservation.complete(payload) }).await
+        verdict: Verdict,
+        head: &response::Parts,
+        body: Option<Bytes>,
+        trailers: Option<&HeaderMap>,
+    ) -> Result<Ended, impl Future<Output = Ended>> {
+        let write = match verdict {
+            Verdict::Store => match self.to_store(head, body, trailers) {
+                Some(answer) => Write::Answer(answer),
+                None => return Ok(Ended::NotStored),
+            },
+            Verdict::Release => match self.running.take() {
+                Some(own) => Write::Release(own),
+                None => return Ok(Ended::Unknown),
+            },
+            Verdict::Unknown => return Ok(Ended::Unknown),
+        };
+        if self.running.is_synced() { Err(blocking(move || write.done())) } else { Ok(write.done()) }
     }
+}
 
-    /// Writes to the store; where that waits for the device, on a thread that may.
-    async fn write<T: Send + 'static>(&self, write: impl FnOnce() -> T + Send + 'static) -> T {
-        if self.running.is_synced() { blocking(write).await } else { write() }
+/// What is to be written at an operation's end.
+enum Write {
+    Answer(ToStore),
+    Release(Reservation),
+}
+
+impl Write {
+    fn done(self) -> Ended {
+        match self {
+            Write::Answer(answer) => answer.store(),
+            Write::Release(own) => own.release().map_or(Ended::Unknown, |()| Ended::Released),
+        }
+    }
+}
+
+/// An answer on its way to the store.
+struct ToStore {
+    own: Reservation,
+    answer: StoredAnswer,
+    encoded: Vec<u8>,
+    is_failure: bool,
+}
+
+impl ToStore {
+    /// Stores it, without its body where the store has too little room for that.
+    fn store(self) -> Ended {
+        let store = |own: Reservation, encoded| if self.is_failure { own.fail(encoded) } else { own.complete(encoded) };
+        let is_whole = self.answer.body.is_some();
+        let unwritten = match store(self.own, self.encoded) {
+            Ok(record) => return Ended::Stored { until: record.expires_at(), is_whole },
+            Err(unwritten) => unwritten,
+        };
+        let is_too_large = unwritten.error.is_full() || unwritten.error.kind() == ErrorKind::RecordTooLarge;
+        let short = if is_whole && is_too_large { self.answer.without_body().encode() } else { None };
+        match short.map(|short| store(unwritten.reservation, short)) {
+            Some(Ok(record)) => Ended::Stored { until: record.expires_at(), is_whole: false },
+            Some(Err(_)) | None => Ended::NotStored,
+        }
     }
 }
 
