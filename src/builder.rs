@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::journal::media::{AnonMedia, FileMedia, Media, Storage};
 use crate::key::{Durability, KEY_PREFIX, Retention};
 use crate::mmap::ForkMark;
-use crate::recovery::{Plan, Recovery, RecoveryMode, recover};
+use crate::recovery::{Plan, Recovery, RecoveryMode, check_max_bytes, recover};
 use crate::store::{Engine, KeyHasher, Store, StoreClock, check_retention, lease_ms};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64};
@@ -245,7 +245,7 @@ impl Builder {
     /// (nothing is changed; see [`RecoveryMode::Salvage`]); `UnsupportedVersion`; `InvalidArgument` for settings out of
     /// range; `StorageFull` and other I/O errors.
     pub fn open(self, dir: impl AsRef<Path>) -> Result<Store> {
-        let segment_len = self.check()?;
+        let segment_len = self.check_ranges()?;
         let for_syncs = self.durability == Durability::Synced;
         let storage = FileMedia::open(dir.as_ref(), self.media, for_syncs)?;
         self.open_on(Arc::new(storage), segment_len, true)
@@ -259,7 +259,7 @@ impl Builder {
     /// `InvalidArgument` for settings out of range; `StorageFull` if memory can't be mapped.
     pub fn in_memory(mut self) -> Result<Store> {
         self.durability = Durability::Buffered;
-        let segment_len = self.check()?;
+        let segment_len = self.check_ranges()?;
         self.open_on(Arc::new(AnonMedia), segment_len, false)
     }
 
@@ -270,13 +270,24 @@ impl Builder {
     /// As [`open`](Builder::open).
     #[cfg(any(test, feature = "testing"))]
     pub fn open_simulated(self, disk: &crate::testing::SimDisk) -> Result<Store> {
-        let segment_len = self.check()?;
+        let segment_len = self.check_ranges()?;
         let storage = crate::journal::media::SimStorage::open(disk)?;
         self.open_on(Arc::new(storage), segment_len, true)
     }
 
+    /// Whether a new store could be opened with these settings; nothing is opened.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` for settings out of range.
+    pub fn check(&self) -> Result<()> {
+        let segment_len = self.check_ranges()?;
+        self.limits(segment_len)?;
+        check_max_bytes(self.max_bytes, segment_len)
+    }
+
     /// Checks what depends on nothing but the settings; returns the segments' length.
-    fn check(&self) -> Result<u64> {
+    fn check_ranges(&self) -> Result<u64> {
         let out_of_range = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
         lease_ms(self.lease)?;
         check_retention(self.retention)?;

@@ -376,20 +376,27 @@ fn identify(storage: &dyn Storage, names: &[String], plan: &Plan, report: &mut R
             identity
         }
     };
-    let invalid = |message| {
-        let error = Error::new(ErrorKind::InvalidArgument, message);
-        Err(if identity.is_unwritten { error } else { error.at(&storage.path(STORE_NAME), None) })
-    };
+    let placed = |error: Error| if identity.is_unwritten { error } else { error.at(&storage.path(STORE_NAME), None) };
     let len = identity.segment_len;
     if plan.segment_len_is_set && len != plan.segment_len {
-        return invalid(format!("the store was made with segments of {len} bytes, not {}", plan.segment_len));
+        let message = format!("the store was made with segments of {len} bytes, not {}", plan.segment_len);
+        return Err(placed(Error::new(ErrorKind::InvalidArgument, message)));
     }
-    match plan.max_bytes {
-        Some(max_bytes) if max_bytes / LEAST_SEGMENTS < len => invalid(format!(
-            "max_bytes = {max_bytes} is less than {LEAST_SEGMENTS} segments of {len}; allow more, or choose a smaller segment_size for a \
-             new store"
+    check_max_bytes(plan.max_bytes, len).map_err(placed)?;
+    Ok(identity)
+}
+
+/// Whether so many bytes are enough for a store with segments of this length.
+pub(crate) fn check_max_bytes(max_bytes: Option<u64>, segment_len: u64) -> Result<()> {
+    match max_bytes {
+        Some(max_bytes) if max_bytes / LEAST_SEGMENTS < segment_len => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!(
+                "max_bytes = {max_bytes} is less than {LEAST_SEGMENTS} segments of {segment_len}; allow more, or choose a smaller \
+                 segment_size for a new store"
+            ),
         )),
-        Some(_) | None => Ok(identity),
+        Some(_) | None => Ok(()),
     }
 }
 

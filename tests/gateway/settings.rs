@@ -34,6 +34,11 @@ fn wrong_settings_are_refused_with_the_place_and_what_to_do() {
         (setup().flag("--tls-cert", "/nonexistent").flag("--tls-key", "/nonexistent"), "tls_cert"),
         (setup().flag("--upstream-ca", "/nonexistent"), "upstream_ca"),
         (setup().flag("--max-bytes", "1MiB"), "max_bytes"),
+        (setup().flag("--max-bytes", "1MiB").flag("--check", "--lease=1s"), "max_bytes"),
+        (setup().variable("ONCEKEY_LOG", "=loud=").flag("--check", "--lease=1s"), "ONCEKEY_LOG"),
+        (setup().flag("--admin-token-file", "/dev/zero"), "/dev/zero"),
+        (setup().file("[[route]]\npath = \"/v1?a=b\"\n"), "query"),
+        (setup().file("[[route]]\npath = \"/v 1\"\n"), "%xx"),
         (Setup::for_url("127.0.0.1:9000"), "http://127.0.0.1:9000"),
     ] {
         let (code, out, error) = setup.refused();
@@ -48,6 +53,20 @@ fn settings_are_checked_without_starting() {
     let (code, out, error) = setup.refused();
     assert_eq!((code, out.as_str()), (0, "the settings are fine\n"), "{error}");
     assert!(!setup.data().exists());
+}
+
+#[test]
+fn a_variable_that_is_no_setting_is_warned_of_without_its_value() {
+    let upstream = Upstream::counting();
+    let gateway = Setup::new(&upstream)
+        .variable("ONCEKEY_MAX_BODDY", "1MiB-of-secrets")
+        .variable("ONCEKEY_SERVICE_HOST", "10.0.0.1")
+        .start();
+    gateway.wait_for_log("ONCEKEY_MAX_BODDY");
+    gateway.term();
+    let (_, log) = gateway.wait();
+    assert!(!log.contains("secrets") && !log.contains("ONCEKEY_SERVICE_HOST"), "{log}");
+    assert!(!log.contains("\"ONCEKEY_LOG"), "{log}");
 }
 
 #[test]

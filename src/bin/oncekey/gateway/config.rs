@@ -3,10 +3,11 @@
 use super::routes;
 use super::settings::{Keep, LogFormat, Rules, Settings, Span, Survives};
 use bytesize::ByteSize;
-use http::HeaderName;
+use http::header::{self, HeaderName};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use oncekey::{Durability, Retention};
 use std::fmt::Display;
+use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -107,6 +108,7 @@ impl Token {
 pub const TOKEN_VARIABLE: &str = "ONCEKEY_ADMIN_TOKEN";
 
 const SHORTEST_TOKEN: usize = 16;
+const LONGEST_TOKEN_FILE: u64 = 4096;
 const LONGEST_TIME: Duration = Duration::from_secs(24 * 3600);
 /// hyper reads heads into a buffer of at least this size.
 const SMALLEST_HEAD: usize = 8 * 1024;
@@ -185,6 +187,7 @@ impl Config {
                  or listen on 127.0.0.1"
             ));
         }
+        let key_header = key_header(settings.key_header.as_deref().unwrap_or("idempotency-key"))?;
         let config = Config {
             target: target(&upstream)?,
             listen: settings.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),
@@ -194,8 +197,8 @@ impl Config {
             lease,
             max_keys: settings.max_keys,
             max_bytes: settings.max_bytes.map(|size| size.as_u64()),
-            scope: scope(settings.scope.as_deref().unwrap_or("authorization"))?,
-            key_header: header("key_header", settings.key_header.as_deref().unwrap_or("idempotency-key"))?,
+            scope: scope(settings.scope.as_deref().unwrap_or("authorization"), &key_header)?,
+            key_header,
             documentation: settings.documentation.map(|url| documentation(&url)).transpose()?,
             limits,
             timeouts,
@@ -207,6 +210,9 @@ impl Config {
             policy: settings.policy,
             routes: settings.route,
         };
+        if config.listen == config.admin_listen && config.listen.port() != 0 {
+            return Err(format!("listen and admin_listen are both {}: give each a port of its own", config.listen));
+        }
         if config.max_keys == Some(0) {
             return Err("max_keys = 0 leaves no room for a key: leave it out, or allow some".to_owned());
         }
@@ -261,6 +267,41 @@ pub fn header(setting: &str, name: &str) -> Result<HeaderName, String> {
     name.parse().map_err(|_| format!("{setting}: {name:?} is not a header's name"))
 }
 
+/// Headers that every client sends for another reason, or that are gone before the key is looked for.
+const NO_KEYS: [HeaderName; 7] = [
+    header::ACCEPT,
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::EXPECT,
+    header::FORWARDED,
+    header::HOST,
+    header::USER_AGENT,
+];
+/// Headers of one connection.
+const OF_CONNECTIONS: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+/// Those that the gateway sets begin like this.
+const OWN: [&str; 5] =
+    ["idempotency-attempt", "idempotency-fence", "idempotency-recovery-point", "idempotency-repla", "x-forwarded-"];
+
+fn key_header(name: &str) -> Result<HeaderName, String> {
+    let name = header("key_header", name)?;
+    let text = name.as_str();
+    let has_use = NO_KEYS.contains(&name) || OF_CONNECTIONS.contains(&name) || text.starts_with("content-");
+    if has_use || OWN.iter().any(|own| text.starts_with(own)) {
+        return Err(format!("key_header = {text:?} has another use: take one such as Idempotency-Key"));
+    }
+    Ok(name)
+}
+
 /// A link goes between `<` and `>` of a header.
 fn documentation(url: &str) -> Result<String, String> {
     match url.parse::<Uri>() {
@@ -289,6 +330,10 @@ fn target(url: &str) -> Result<Target, String> {
     if has_port && authority.port_u16().is_none_or(|port| port == 0) {
         return Err(refused("has a port that is none"));
     }
+    // A fragment is taken off where URLs are parsed.
+    if url.contains('#') {
+        return Err(refused("has a fragment, which is not sent"));
+    }
     let path = parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
     if path.query().is_some() {
         return Err(refused("has a query, which can't be added to each request's"));
@@ -297,12 +342,18 @@ fn target(url: &str) -> Result<Target, String> {
     Ok(Target { scheme, authority, prefix: (!prefix.is_empty()).then(|| prefix.to_owned()) })
 }
 
-fn scope(text: &str) -> Result<ScopeFrom, String> {
+fn scope(text: &str, key_header: &HeaderName) -> Result<ScopeFrom, String> {
     match text {
         "authorization" => Ok(ScopeFrom::Authorization),
         "single-tenant" => Ok(ScopeFrom::SingleTenant),
         other => match other.strip_prefix("header:") {
-            Some(name) => Ok(ScopeFrom::Header(header("scope", name)?)),
+            Some(name) => {
+                let name = header("scope", name)?;
+                if OF_CONNECTIONS.contains(&name) || name == header::CONTENT_LENGTH || name == *key_header {
+                    return Err(format!("scope = {other:?} says nothing of whose a key is: name a header that does"));
+                }
+                Ok(ScopeFrom::Header(name))
+            }
             None => Err(format!("scope = {other:?} must be authorization, single-tenant or header:NAME")),
         },
     }
@@ -312,8 +363,13 @@ fn admin_token(from_environment: Option<String>, file: Option<&Path>) -> Result<
     match (from_environment, file) {
         (Some(token), _) => Token::new(&token, TOKEN_VARIABLE).map(Some),
         (None, Some(path)) => {
-            let text = std::fs::read_to_string(path)
+            let mut text = String::new();
+            std::fs::File::open(path)
+                .and_then(|file| file.take(LONGEST_TOKEN_FILE + 1).read_to_string(&mut text))
                 .map_err(|error| format!("can't read the admin token's file {}: {error}", path.display()))?;
+            if text.len() as u64 > LONGEST_TOKEN_FILE {
+                return Err(format!("the file {} is longer than {LONGEST_TOKEN_FILE} bytes", path.display()));
+            }
             Token::new(&text, &format!("the file {}", path.display())).map(Some)
         }
         (None, None) => Ok(None),
@@ -363,6 +419,12 @@ pub mod tests {
             ("scope = \"ip\"", "single-tenant"),
             ("scope = \"header:a b\"", "header"),
             ("key_header = \"\"", "key_header"),
+            ("key_header = \"Authorization\"", "another use"),
+            ("key_header = \"content-type\"", "another use"),
+            ("key_header = \"idempotency-replayed\"", "another use"),
+            ("scope = \"header:connection\"", "scope"),
+            ("scope = \"header:idempotency-key\"", "scope"),
+            ("listen = \"127.0.0.1:8081\"", "admin_listen"),
             ("tls_cert = \"cert.pem\"", "tls_key"),
             ("tls_key = \"key.pem\"", "tls_cert"),
             ("admin_listen = \"0.0.0.0:8081\"", TOKEN_VARIABLE),
@@ -382,6 +444,7 @@ pub mod tests {
             "http://host/?a=b",
             "/path",
             "http://host:",
+            "http://host/a#b",
         ] {
             assert!(target(url).is_err(), "{url}");
         }

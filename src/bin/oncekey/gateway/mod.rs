@@ -23,15 +23,18 @@ mod upstream;
 mod wire;
 
 use admin::{Admin, unix_ms};
+use clap::Args as _;
 use config::Config;
 use history::{Happened, History};
 use listener::Listener;
 use metrics::{Meter, Sources};
-use oncekey::Store;
 use oncekey::http::{Event, EventKind, IdempotencyLayer};
+use oncekey::{Builder, Store};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use samples::{Measured, Sampler, Samples};
 use settings::{LogFormat, Settings};
+use std::env::VarError;
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,6 +46,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior};
 use tower_layer::Layer as _;
+use tracing_subscriber::EnvFilter;
 
 /// Each setting is also an environment variable and a key of the settings file; a flag wins over the variable, and that over the file.
 #[derive(clap::Args)]
@@ -66,6 +70,8 @@ enum Failed {
 }
 
 const USAGE: u8 = 2;
+/// The environment variable that says what is logged.
+const LOG_VARIABLE: &str = "ONCEKEY_LOG";
 /// Events of single keys that are kept for the dashboard.
 const MOST_EVENTS: usize = 10_000;
 
@@ -89,10 +95,13 @@ fn run(arguments: Arguments) -> Result<(), Failed> {
     let upstream = upstream::Upstream::new(&config, Arc::clone(&meter)).map_err(Failed::Usage)?;
     let tls = listener::tls(config.tls.as_ref()).map_err(Failed::Usage)?;
     let policies = routes::Policies::new(&config).map_err(Failed::Usage)?;
+    let filter = log_filter().map_err(Failed::Usage)?;
+    builder(&config).check().map_err(|error| Failed::Usage(error.to_string()))?;
     if arguments.check {
         return say("the settings are fine");
     }
-    log_to_stderr(config.log_format).map_err(Failed::Usage)?;
+    log_to_stderr(config.log_format, filter);
+    warn_of_unknown_variables();
     raise_file_limit();
     let store = open(&config)?;
     let history =
@@ -135,7 +144,7 @@ fn run(arguments: Arguments) -> Result<(), Failed> {
     Ok(())
 }
 
-fn open(config: &Config) -> Result<Store, Failed> {
+fn builder(config: &Config) -> Builder {
     let mut builder = Store::builder()
         .durability(config.durability)
         .retention(config.retention)
@@ -148,7 +157,11 @@ fn open(config: &Config) -> Result<Store, Failed> {
     if let Some(bytes) = config.max_bytes {
         builder = builder.max_bytes(bytes);
     }
-    builder.open(&config.data).map_err(|error| match error.kind() {
+    builder
+}
+
+fn open(config: &Config) -> Result<Store, Failed> {
+    builder(config).open(&config.data).map_err(|error| match error.kind() {
         oncekey::ErrorKind::InvalidArgument => Failed::Usage(error.to_string()),
         oncekey::ErrorKind::Locked => {
             Failed::Run(format!("{error}: another gateway uses it; end that one, or name another directory by --data"))
@@ -167,19 +180,36 @@ fn raise_file_limit() {
     }
 }
 
-fn log_to_stderr(format: LogFormat) -> Result<(), String> {
-    let filter = match std::env::var("ONCEKEY_LOG") {
-        Ok(words) => {
-            tracing_subscriber::EnvFilter::try_new(&words).map_err(|error| format!("ONCEKEY_LOG={words}: {error}"))?
-        }
-        Err(_) => tracing_subscriber::EnvFilter::new("info"),
-    };
+fn log_filter() -> Result<EnvFilter, String> {
+    match std::env::var(LOG_VARIABLE) {
+        Ok(words) => EnvFilter::try_new(&words).map_err(|error| format!("{LOG_VARIABLE}={words}: {error}")),
+        Err(VarError::NotPresent) => Ok(EnvFilter::new("info")),
+        Err(error @ VarError::NotUnicode(_)) => Err(format!("{LOG_VARIABLE}: {error}")),
+    }
+}
+
+fn log_to_stderr(format: LogFormat, filter: EnvFilter) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.with_ansi(false).init(),
     }
-    Ok(())
+}
+
+/// A misspelt variable would go unnoticed. It is no error: Kubernetes sets some for every service by its name.
+fn warn_of_unknown_variables() {
+    let known = Arguments::augment_args(clap::Command::new("gateway"));
+    let is_known = |name: &OsStr| {
+        [config::TOKEN_VARIABLE, LOG_VARIABLE].iter().any(|own| name == *own)
+            || known.get_arguments().any(|argument| argument.get_env() == Some(name))
+    };
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let is_of_kubernetes = ["ONCEKEY_PORT", "ONCEKEY_SERVICE_"].iter().any(|start| text.starts_with(start));
+        if text.starts_with("ONCEKEY_") && !is_of_kubernetes && !is_known(&name) {
+            tracing::warn!(variable = &*text, "no setting has this name");
+        }
+    }
 }
 
 /// A line on standard output, where scripts look for it.

@@ -38,6 +38,11 @@ impl Policies {
             if !path.starts_with('/') {
                 return Err(format!("route {path:?} must begin with /"));
             }
+            if let Some(wrong) = path.chars().find(|&c| matches!(c, '?' | '#') || !c.is_ascii_graphic()) {
+                return Err(format!(
+                    "route {path:?} has {wrong:?} in it, which no path has as it is sent: write %xx, and no query"
+                ));
+            }
             let (policy, methods) =
                 policy(rules, &config.policy, config).map_err(|error| format!("route {path:?}: {error}"))?;
             let route = Route { methods, policy: Arc::new(policy) };
