@@ -4,6 +4,7 @@ use crate::checkpoint::Checkpoints;
 use crate::clock::{Clock, SystemClock};
 use crate::erase::Space;
 use crate::error::{Error, ErrorKind, Result};
+use crate::journal::LEAST_SEGMENTS;
 use crate::journal::media::{AnonMedia, FileMedia, Media, Storage};
 use crate::key::{Durability, KEY_PREFIX, Retention};
 use crate::mmap::ForkMark;
@@ -21,6 +22,9 @@ const KIB: usize = 1024;
 const MIB: u64 = 1024 * 1024;
 const SHORTEST_SEGMENT: u64 = 64 * KIB as u64;
 const LONGEST_SEGMENT: u64 = 256 * MIB;
+const SEGMENT: u64 = 32 * MIB;
+/// The least [`Builder::max_bytes`] of a store with segments of the default size: 512 MiB.
+pub const LEAST_MAX_BYTES: u64 = LEAST_SEGMENTS * SEGMENT;
 /// Segment head, seal and a record's header, rounded up.
 const SEGMENT_OVERHEAD: u64 = 8 * KIB as u64;
 // Few under a checker, to which each lock is a step.
@@ -280,7 +284,7 @@ impl Builder {
         let out_of_range = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
         lease_ms(self.lease)?;
         check_retention(self.retention)?;
-        let segment_len = self.segment_len.unwrap_or(32 * MIB);
+        let segment_len = self.segment_len.unwrap_or(SEGMENT);
         if !is_segment_len(segment_len) {
             return out_of_range(format!(
                 "segment_size = {segment_len} is not a power of two from {SHORTEST_SEGMENT} to {LONGEST_SEGMENT}"

@@ -75,7 +75,7 @@ mod sync;
 mod table;
 mod wheel;
 
-pub use builder::Builder;
+pub use builder::{Builder, LEAST_MAX_BYTES};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::{Error, ErrorKind, Result};
 pub use fingerprint::Fingerprint;

@@ -15,6 +15,7 @@ mod latency;
 mod listener;
 mod metrics;
 mod paced;
+mod resolve;
 mod routes;
 mod samples;
 mod settings;
@@ -23,7 +24,8 @@ mod upstream;
 mod wire;
 
 use admin::{Admin, unix_ms};
-use config::Config;
+use clap::Args as _;
+use config::{Config, TOKEN_VARIABLE};
 use history::{Happened, History};
 use listener::Listener;
 use metrics::{Meter, Sources};
@@ -32,6 +34,8 @@ use oncekey::http::{Event, EventKind, IdempotencyLayer};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use samples::{Measured, Sampler, Samples};
 use settings::{LogFormat, Settings};
+use std::env::VarError;
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,6 +47,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior};
 use tower_layer::Layer as _;
+use tracing_subscriber::EnvFilter;
 
 /// Each setting is also an environment variable and a key of the settings file; a flag wins over the variable, and that over the file.
 #[derive(clap::Args)]
@@ -89,10 +94,12 @@ fn run(arguments: Arguments) -> Result<(), Failed> {
     let upstream = upstream::Upstream::new(&config, Arc::clone(&meter)).map_err(Failed::Usage)?;
     let tls = listener::tls(config.tls.as_ref()).map_err(Failed::Usage)?;
     let policies = routes::Policies::new(&config).map_err(Failed::Usage)?;
+    let filter = log_filter().map_err(Failed::Usage)?;
     if arguments.check {
         return say("the settings are fine");
     }
-    log_to_stderr(config.log_format).map_err(Failed::Usage)?;
+    log_to_stderr(config.log_format, filter);
+    warn_of_unknown_variables();
     raise_file_limit();
     let store = open(&config)?;
     let history =
@@ -167,19 +174,38 @@ fn raise_file_limit() {
     }
 }
 
-fn log_to_stderr(format: LogFormat) -> Result<(), String> {
-    let filter = match std::env::var("ONCEKEY_LOG") {
-        Ok(words) => {
-            tracing_subscriber::EnvFilter::try_new(&words).map_err(|error| format!("ONCEKEY_LOG={words}: {error}"))?
-        }
-        Err(_) => tracing_subscriber::EnvFilter::new("info"),
-    };
+const LOG_VARIABLE: &str = "ONCEKEY_LOG";
+
+fn log_filter() -> Result<EnvFilter, String> {
+    match std::env::var(LOG_VARIABLE) {
+        Ok(words) => EnvFilter::try_new(&words).map_err(|error| format!("{LOG_VARIABLE}={words}: {error}")),
+        Err(VarError::NotPresent) => Ok(EnvFilter::new("info")),
+        Err(error @ VarError::NotUnicode(_)) => Err(format!("{LOG_VARIABLE}: {error}")),
+    }
+}
+
+fn log_to_stderr(format: LogFormat, filter: EnvFilter) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.with_ansi(false).init(),
     }
-    Ok(())
+}
+
+/// One that is misspelt would go unnoticed. It is no reason not to start: Kubernetes sets some of its own for a service that
+/// is called `oncekey`.
+fn warn_of_unknown_variables() {
+    let arguments = Arguments::augment_args(clap::Command::new("gateway"));
+    let known: Vec<&OsStr> = arguments.get_arguments().filter_map(clap::Arg::get_env).collect();
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let is_foreign =
+            !text.starts_with("ONCEKEY_") || text.starts_with("ONCEKEY_SERVICE_") || text.starts_with("ONCEKEY_PORT");
+        let is_known = known.contains(&name.as_os_str()) || [LOG_VARIABLE, TOKEN_VARIABLE].contains(&text.as_ref());
+        if !is_foreign && !is_known {
+            tracing::warn!(variable = %text, "an environment variable is unknown, and is not used");
+        }
+    }
 }
 
 /// A line on standard output, where scripts look for it.

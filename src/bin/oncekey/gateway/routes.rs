@@ -38,6 +38,11 @@ impl Policies {
             if !path.starts_with('/') {
                 return Err(format!("route {path:?} must begin with /"));
             }
+            if let Some(odd) = path.chars().find(|&c| matches!(c, '?' | '#' | ' ') || c.is_control()) {
+                return Err(format!(
+                    "route {path:?} has {odd:?}, which no request's path has: write the path alone, with %xx as clients send it"
+                ));
+            }
             let (policy, methods) =
                 policy(rules, &config.policy, config).map_err(|error| format!("route {path:?}: {error}"))?;
             let route = Route { methods, policy: Arc::new(policy) };
@@ -200,6 +205,11 @@ mod tests {
         for (route, says) in [
             ("path = \"v1\"", "begin with /"),
             ("required = true", "path"),
+            ("path = \"/a?b=1\"", "'?'"),
+            ("path = \"/a#b\"", "'#'"),
+            ("path = \"/a b\"", "' '"),
+            ("path = \"/a\\tb\"", "'\\t'"),
+            ("path = \"/a\\u007f\"", "'\\u{7f}'"),
             ("path = \"/a\"\nmethods = []", "methods"),
             ("path = \"/a\"\nmethods = [\"post\"]", "capitals"),
             ("path = \"/a\"\nin_flight = \"refuse\"\nwait = \"1s\"", "wait"),
