@@ -68,7 +68,7 @@ pub fn carry_out(deed: Deed, named: &Named, sources: &Sources, history: &History
     let outcome = resolution.name();
     match &done {
         Ok(_) => tracing::info!(operation, ?deed, outcome, "an operator resolved a key"),
-        Err(error) => tracing::error!(operation, ?deed, outcome, %error, "an operator could not resolve a key"),
+        Err(error) => tracing::warn!(operation, ?deed, outcome, %error, "an operator could not resolve a key"),
     }
     done
 }
