@@ -21,7 +21,23 @@ pub(super) fn parse(headers: &HeaderMap, name: impl AsHeaderName) -> Result<Opti
     if values.next().is_some() {
         return Err(Problem::key_invalid("the header is there more than once"));
     }
-    let value = value.as_bytes().trim_ascii();
+    key_of(value.as_bytes()).map(Some)
+}
+
+/// The key that a header's value stands for, with or without quotes.
+///
+/// # Errors
+///
+/// `key-invalid` for what no request with such a header would be let through with.
+///
+/// ```
+/// # fn main() -> Result<(), oncekey::http::Problem> {
+/// assert_eq!(oncekey::http::key_of(b"\"order-42\"")?, oncekey::http::key_of(b"order-42")?);
+/// # Ok(())
+/// # }
+/// ```
+pub fn key_of(value: &[u8]) -> Result<String, Problem> {
+    let value = value.trim_ascii();
     let key = match value.first() {
         None => return Err(Problem::key_invalid("it is empty")),
         Some(b'"') => unquote(value)?,
@@ -35,7 +51,7 @@ pub(super) fn parse(headers: &HeaderMap, name: impl AsHeaderName) -> Result<Opti
     };
     match key.len() {
         0 => Err(Problem::key_invalid("it is empty")),
-        1..=MAX_LEN if key.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Some(key)),
+        1..=MAX_LEN if key.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(key),
         1..=MAX_LEN => Err(Problem::key_invalid(NOT_VISIBLE)),
         _ => Err(Problem::key_invalid("it is longer than 255 characters")),
     }

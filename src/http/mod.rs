@@ -105,6 +105,7 @@ pub use answer::{HeaderFilter, StoredAnswer};
 pub use body::Body;
 pub use digest::{InvalidPointer, PayloadDigest};
 pub use event::{Event, EventKind, Identity};
+pub use key::key_of;
 pub use layer::{Idempotency, IdempotencyLayer, operation_of};
 pub use policy::{
     InFlight, Interrupted, Interruption, Policy, Reconcile, Reconciled, Scope, Verdict, Verdicts, WhenUnavailable,

@@ -265,6 +265,24 @@ const checks = {
     equal(markup.match(/<[^>]*\s(style|on[a-z]+)=/g), null, "inline styles and handlers");
     equal(/\b(innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval)\b/.test(html), false, "ways from text to markup or code");
   },
+  async "an interrupted key is released once that was confirmed"() {
+    const { key } = keys.find(({ state }) => state === "interrupted");
+    await lookUp(main, keys.find(({ state }) => state === "completed").key);
+    check(await main.isVisible("#erase") && !(await main.isVisible("#release")), "the buttons of a completed key");
+    await lookUp(main, keys.find(({ state }) => state === "running").key);
+    equal(await main.locator("#deeds").count(), 0, "buttons of a running key");
+    await lookUp(main, key);
+    await main.click("#release");
+    equal(await main.evaluate(() => document.activeElement.id), "cancel", "what has the focus when it is asked");
+    await main.click("#cancel");
+    equal((await keyOf(key)).state, "interrupted", "state after Cancel");
+    await main.click("#release");
+    equal(await overflow(main), { cut: [], by: 0, of: "" }, "overflow of the question");
+    await main.click("#confirm");
+    await until("the new state", () => main.evaluate(() => /^Released\. /.test(document.querySelector("#answer [data-state=absent] + p")?.textContent ?? "")));
+    const after = await keyOf(key);
+    equal([after.state, after.history.at(-1).what], ["absent", "released_by_operator"], "state after the release");
+  },
   async "the page is served under a strict policy and breaks none of it"() {
     check(/default-src 'none'/.test(main.csp) && /connect-src 'self'/.test(main.csp), `Content-Security-Policy: ${main.csp || "none"}`);
     equal(complaints, [], "complaints");

@@ -138,6 +138,11 @@ fn a_key_is_found_with_its_state_and_history() {
         done["history"].as_array().unwrap().iter().map(|event| event["what"].as_str().unwrap()).collect();
     assert_eq!(history, ["started", "stored", "replayed"]);
 
+    assert_eq!(found(&gateway, "Bearer a", "\"done\"")["state"], "completed");
+    assert_eq!(found(&gateway, "Bearer a", " done ")["history"], done["history"]);
+    let body = json!({"scope": "Bearer a", "method": "POST", "path": "/v1/payments", "key": "\"done"});
+    assert_eq!(search(&gateway, &[("content-type", "application/json")], &body).problem(), "key-invalid");
+
     assert_eq!(found(&gateway, "Bearer a", "lost")["state"], "interrupted");
     let running = found(&gateway, "Bearer a", "running");
     assert_eq!(running["state"], "running");

@@ -13,6 +13,7 @@ mod limits;
 mod lives;
 mod passing;
 mod process;
+mod resolving;
 mod settings;
 mod smuggling;
 mod streams;

@@ -1,24 +1,26 @@
-//! The admin address: health, metrics, the dashboard with its live samples, and the search for one key.
+//! The admin address: health, metrics, the dashboard with its live samples, the search for one key, and what may be done about it.
 //!
-//! Without a token anybody who reaches the address may read. A web page of another origin may not: it can't read answers, and
-//! it can't rebind its name to this address either, since only IP addresses and `localhost` are taken as a host then.
+//! Without a token anybody who reaches the address may read, and resolve keys. A web page of another origin may not: it can't read answers,
+//! it can't send JSON without being asked about it first, nor from its origin, and it can't rebind its name to this address either, since
+//! only loopback addresses and `localhost` are taken as a host then.
 
 use super::config::{ScopeFrom, Token};
 use super::history::{Happened, History};
 use super::metrics::Sources;
+use super::resolve::{self, Deed, Done, Named};
 use super::routes::hashed_scope;
 use super::samples::Samples;
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, REFERRER_POLICY,
-    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN,
+    REFERRER_POLICY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Channel, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use oncekey::Standing;
-use oncekey::http::{Body, Problem, StoredAnswer, operation_of};
+use oncekey::http::{Body, Problem, StoredAnswer, key_of, operation_of};
 use prometheus_client::registry::Registry;
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -128,11 +130,15 @@ impl Admin {
             }
             (&Method::POST, "/api/key") => {
                 self.check_token(request.headers())?;
-                self.key(request).await
+                let named = self.named(request).await?;
+                self.found(&named)
             }
-            (_, "/" | "/healthz" | "/readyz" | "/metrics" | "/events" | "/api/key") => {
-                Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Not with this method"))
-            }
+            (&Method::POST, "/keys/release") => self.resolved(Deed::Release, request).await,
+            (&Method::POST, "/keys/erase") => self.resolved(Deed::Erase, request).await,
+            (
+                _,
+                "/" | "/healthz" | "/readyz" | "/metrics" | "/events" | "/api/key" | "/keys/release" | "/keys/erase",
+            ) => Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Not with this method")),
             (_, _) => Err(Problem::new(StatusCode::NOT_FOUND, "not-found", "There is no such page")),
         }
     }
@@ -143,7 +149,8 @@ impl Admin {
         }
         let problem =
             Problem::new(StatusCode::MISDIRECTED_REQUEST, "host-refused", "This host's name is not served here");
-        Err(problem.detail("Without a token the admin address is asked for by its IP address or as localhost only."))
+        Err(problem
+            .detail("Without a token the admin address is asked for by its loopback address or as localhost only."))
     }
 
     fn check_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
@@ -199,7 +206,8 @@ impl Admin {
         Ok(reply("text/event-stream", Body::new(body)))
     }
 
-    async fn key(&self, request: Request<Incoming>) -> Result<Reply, Problem> {
+    /// The key that the request's body names.
+    async fn named(&self, request: Request<Incoming>) -> Result<Named, Problem> {
         // Pages of other origins can't send this type without being asked about it first.
         let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
         if !kind.split(|&byte| byte == b';').next().is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/json")) {
@@ -213,24 +221,48 @@ impl Admin {
         };
         let wanted: Wanted = serde_json::from_slice(&body)
             .map_err(|_| bad("The body must be {\"scope\": …, \"method\": …, \"path\": …, \"key\": …}."))?;
-        self.found(&wanted)
-    }
-
-    fn found(&self, wanted: &Wanted) -> Result<Reply, Problem> {
         let method = Method::from_bytes(wanted.method.as_bytes()).map_err(|_| bad("The method is none."))?;
         let path = wanted.path.split('?').next().unwrap_or_default();
         let scope = match &self.scope {
             ScopeFrom::SingleTenant => Vec::new(),
             ScopeFrom::Authorization => hashed_scope(wanted.scope.as_bytes()),
-            ScopeFrom::Header(_) => wanted.scope.as_bytes().to_vec(),
+            ScopeFrom::Header(_) => wanted.scope.into_bytes(),
         };
-        let operation = operation_of(&method, path);
-        let key = oncekey::Request::new(&wanted.key).scope(&scope).operation(&operation);
-        let lookup = self.sources.store.lookup(&key).map_err(|error| match error.kind() {
-            oncekey::ErrorKind::InvalidKey => bad("Scope, path and key are empty or too long together."),
-            _ => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "The store can't be read"),
-        })?;
-        let mut found = Found { history: self.history.of(&scope, &operation, &wanted.key), ..Found::default() };
+        Ok(Named { scope, operation: operation_of(&method, path), key: key_of(wanted.key.as_bytes())? })
+    }
+
+    /// Frees or forgets a key.
+    async fn resolved(&self, deed: Deed, request: Request<Incoming>) -> Result<Reply, Problem> {
+        self.check_token(request.headers())?;
+        check_origin(request.headers())?;
+        let named = self.named(request).await?;
+        let (sources, history) = (self.sources.clone(), Arc::clone(&self.history));
+        // It waits for the device, and an erasure reads the whole journal.
+        let done = tokio::task::spawn_blocking(move || resolve::carry_out(deed, &named, &sources, &history)).await;
+        let failed = |_| {
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "resolving-failed", "What became of the key is not known")
+        };
+        match done.map_err(failed)?.map_err(|error| unavailable(&error))? {
+            Done::Released => Ok(reply("application/json", "{\"outcome\":\"released\"}")),
+            Done::Erased { records } => {
+                Ok(reply("application/json", format!("{{\"outcome\":\"erased\",\"records\":{records}}}")))
+            }
+            Done::ErasedInPart => {
+                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "erasure-unfinished", "The key is gone");
+                Err(problem
+                    .detail("Its answer is being read: its bytes are overwritten later. Ask again to wait for it."))
+            }
+            Done::Refused(why) => {
+                let problem = Problem::new(StatusCode::CONFLICT, "state-unfit", "The key's state does not allow it");
+                Err(problem.detail(why))
+            }
+        }
+    }
+
+    fn found(&self, named: &Named) -> Result<Reply, Problem> {
+        let lookup = self.sources.store.lookup(&named.request()).map_err(|error| unavailable(&error))?;
+        let mut found =
+            Found { history: self.history.of(&named.scope, &named.operation, &named.key), ..Found::default() };
         if let Some(lookup) = lookup {
             found.fingerprint = Some(format!("{:032x}", u128::from_be_bytes(*lookup.fingerprint.as_bytes())));
             found.attempt = Some(lookup.attempt);
@@ -312,6 +344,28 @@ pub fn unix_ms(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
+fn unavailable(error: &oncekey::Error) -> Problem {
+    match error.kind() {
+        oncekey::ErrorKind::InvalidKey => bad("Scope, path and key are empty or too long together."),
+        _ => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "The store is full, or failed"),
+    }
+}
+
+/// Refuses what a browser sends for a page of another origin.
+fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
+    let host = headers.get(HOST).map(HeaderValue::as_bytes);
+    let is_own = |origin: &HeaderValue| {
+        let origin = origin.as_bytes();
+        // The scheme is that of a TLS proxy before this address, if there is one.
+        let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
+        authority.zip(host).is_some_and(|(authority, host)| authority.eq_ignore_ascii_case(host))
+    };
+    if headers.get_all(ORIGIN).iter().all(is_own) {
+        return Ok(());
+    }
+    Err(Problem::new(StatusCode::FORBIDDEN, "origin-refused", "Pages of other origins may not ask for this"))
+}
+
 fn bad(detail: &'static str) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "request-invalid", "The request can't be understood").detail(detail)
 }
@@ -327,11 +381,12 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
-/// Whether a `Host` is an IP address or `localhost`, with or without a port.
+/// Whether a `Host` is a loopback address or `localhost`, with or without a port.
 fn is_local_name(host: &[u8]) -> bool {
     let Ok(authority) = http::uri::Authority::try_from(host) else { return false };
     let name = authority.host();
-    name.eq_ignore_ascii_case("localhost") || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+    let address = name.trim_matches(['[', ']']).parse::<IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 #[cfg(test)]
@@ -340,11 +395,47 @@ mod tests {
 
     #[test]
     fn names_that_could_be_rebound_are_not_local() {
-        for host in ["127.0.0.1", "127.0.0.1:8081", "[::1]:8081", "localhost", "LOCALHOST:1", "192.0.2.1"] {
+        for host in ["127.0.0.1", "127.0.0.1:8081", "[::1]:8081", "localhost", "LOCALHOST:1", "127.9.9.9"] {
             assert!(is_local_name(host.as_bytes()), "{host}");
         }
-        for host in ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8081", "", "user@", "[::1"] {
+        for host in [
+            "evil.example",
+            "192.0.2.1",
+            "0.0.0.0:8081",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example:8081",
+            "",
+            "user@",
+            "[::1",
+        ] {
             assert!(!is_local_name(host.as_bytes()), "{host}");
+        }
+    }
+
+    #[test]
+    fn only_a_page_of_the_same_origin_may_resolve_keys() {
+        let check = |host: &str, origins: &[&str]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, host.parse().unwrap());
+            for origin in origins {
+                headers.append(ORIGIN, origin.parse().unwrap());
+            }
+            check_origin(&headers).is_ok()
+        };
+        assert!(check("localhost:8081", &[]));
+        assert!(
+            check("localhost:8081", &["http://localhost:8081"]) && check("Admin.example", &["https://admin.example"])
+        );
+        for origins in [
+            &["null"][..],
+            &["http://localhost:8082"],
+            &["http://evil.example"],
+            &["localhost:8081"],
+            &["ftp://localhost:8081"],
+            &["http://localhost:8081", "http://evil.example"],
+            &[""],
+        ] {
+            assert!(!check("localhost:8081", origins), "{origins:?}");
         }
     }
 

@@ -3,10 +3,14 @@
 use super::routes;
 use super::settings::{Keep, LogFormat, Rules, Settings, Span, Survives};
 use bytesize::ByteSize;
-use http::header::{self, HeaderName};
+use http::HeaderName;
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use oncekey::{Durability, Retention};
 use std::fmt::Display;
+use std::fs::File;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -108,6 +112,7 @@ impl Token {
 pub const TOKEN_VARIABLE: &str = "ONCEKEY_ADMIN_TOKEN";
 
 const SHORTEST_TOKEN: usize = 16;
+/// Of the file with the token, in bytes.
 const LONGEST_TOKEN_FILE: u64 = 4096;
 const LONGEST_TIME: Duration = Duration::from_secs(24 * 3600);
 /// hyper reads heads into a buffer of at least this size.
@@ -129,7 +134,8 @@ impl Config {
         let token = match std::env::var(TOKEN_VARIABLE) {
             Ok(token) => Some(token),
             Err(std::env::VarError::NotPresent) => None,
-            Err(error @ std::env::VarError::NotUnicode(_)) => return Err(format!("{TOKEN_VARIABLE}: {error}")),
+            // The error itself shows the value.
+            Err(std::env::VarError::NotUnicode(_)) => return Err(format!("{TOKEN_VARIABLE} is not UTF-8")),
         };
         Config::of(given.or(from_file), token)
     }
@@ -187,10 +193,16 @@ impl Config {
                  or listen on 127.0.0.1"
             ));
         }
+        let listen = settings.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
+        if listen == admin_listen && listen.port() != 0 {
+            return Err(format!(
+                "listen and admin_listen are both {listen}: clients and the admin pages need an address each"
+            ));
+        }
         let key_header = key_header(settings.key_header.as_deref().unwrap_or("idempotency-key"))?;
         let config = Config {
             target: target(&upstream)?,
-            listen: settings.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),
+            listen,
             data: settings.data.ok_or("say where keys and answers are kept: --data ./data")?,
             durability: settings.durability.unwrap_or(Survives::Synced).into(),
             retention,
@@ -210,9 +222,6 @@ impl Config {
             policy: settings.policy,
             routes: settings.route,
         };
-        if config.listen == config.admin_listen && config.listen.port() != 0 {
-            return Err(format!("listen and admin_listen are both {}: give each a port of its own", config.listen));
-        }
         if config.max_keys == Some(0) {
             return Err("max_keys = 0 leaves no room for a key: leave it out, or allow some".to_owned());
         }
@@ -267,39 +276,65 @@ pub fn header(setting: &str, name: &str) -> Result<HeaderName, String> {
     name.parse().map_err(|_| format!("{setting}: {name:?} is not a header's name"))
 }
 
-/// Headers that every client sends for another reason, or that are gone before the key is looked for.
-const NO_KEYS: [HeaderName; 7] = [
-    header::ACCEPT,
-    header::AUTHORIZATION,
-    header::COOKIE,
-    header::EXPECT,
-    header::FORWARDED,
-    header::HOST,
-    header::USER_AGENT,
-];
-/// Headers of one connection.
-const OF_CONNECTIONS: [HeaderName; 8] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    header::PROXY_AUTHORIZATION,
-    HeaderName::from_static("proxy-connection"),
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
-/// Those that the gateway sets begin like this.
-const OWN: [&str; 5] =
-    ["idempotency-attempt", "idempotency-fence", "idempotency-recovery-point", "idempotency-repla", "x-forwarded-"];
-
+/// A key's header has to reach the layer as the client sent it, and must mean nothing else to anybody on the way.
 fn key_header(name: &str) -> Result<HeaderName, String> {
     let name = header("key_header", name)?;
-    let text = name.as_str();
-    let has_use = NO_KEYS.contains(&name) || OF_CONNECTIONS.contains(&name) || text.starts_with("content-");
-    if has_use || OWN.iter().any(|own| text.starts_with(own)) {
-        return Err(format!("key_header = {text:?} has another use: take one such as Idempotency-Key"));
-    }
-    Ok(name)
+    let why = if is_of_one_hop(&name) {
+        "it speaks of one connection, and is taken out"
+    } else if is_set_by_oncekey(&name) {
+        "oncekey sets it"
+    } else if KEPT_FROM_KEYS.contains(&name) || name.as_str().starts_with("content-") {
+        "it has a meaning of its own"
+    } else {
+        return Ok(name);
+    };
+    Err(format!("key_header = {name} can't carry keys: {why}; take a header of your own, such as Idempotency-Key"))
+}
+
+fn scope_header(name: &str, key_header: &HeaderName) -> Result<HeaderName, String> {
+    let name = header("scope", name)?;
+    let why = if is_of_one_hop(&name) {
+        "it speaks of one connection, and is taken out"
+    } else if is_set_by_oncekey(&name) {
+        "oncekey sets it"
+    } else if [CONTENT_LENGTH, EXPECT].contains(&name) {
+        "it speaks of one request"
+    } else if name == *key_header {
+        "it is the header with the key"
+    } else {
+        return Ok(name);
+    };
+    Err(format!(
+        "scope = header:{name} can't tell clients apart: {why}; take a header that a proxy before the gateway sets"
+    ))
+}
+
+/// Headers that requests have for another reason, beside `Content-...`.
+const KEPT_FROM_KEYS: [HeaderName; 4] = [HOST, AUTHORIZATION, COOKIE, EXPECT];
+
+fn is_of_one_hop(name: &HeaderName) -> bool {
+    [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE].contains(name)
+        || name == "keep-alive"
+        || name.as_str().starts_with("proxy-")
+}
+
+/// Whether the layer or the gateway sets it, in requests to the upstream or in answers.
+fn is_set_by_oncekey(name: &HeaderName) -> bool {
+    const SET: [&str; 12] = [
+        "forwarded",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+        "idempotency-attempt",
+        "idempotency-fence",
+        "idempotency-key-expires",
+        "idempotency-problem",
+        "idempotency-recovery-point",
+        "idempotency-replay-unavailable",
+        "idempotency-replayed",
+        "idempotency-unprotected",
+    ];
+    SET.contains(&name.as_str())
 }
 
 /// A link goes between `<` and `>` of a header.
@@ -311,8 +346,14 @@ fn documentation(url: &str) -> Result<String, String> {
 }
 
 fn target(url: &str) -> Result<Target, String> {
+    // A password must not get into a log, also where the rest is no URL.
+    let shown = if url.contains('@') { String::new() } else { format!("= {url:?} ") };
     let refused =
-        |why: &str| format!("upstream = {url:?} {why}: write it like http://127.0.0.1:9000 or https://host/prefix");
+        |why: &str| format!("upstream {shown}{why}: write it like http://127.0.0.1:9000 or https://host/prefix");
+    // The parser takes a fragment off and says nothing of it.
+    if url.contains('#') {
+        return Err(refused("has a fragment, which is never sent"));
+    }
     let uri: Uri = url.parse().map_err(|error| refused(&format!("is not a URL ({error})")))?;
     let parts = uri.into_parts();
     let scheme = parts.scheme.ok_or_else(|| refused("has no scheme"))?;
@@ -330,10 +371,6 @@ fn target(url: &str) -> Result<Target, String> {
     if has_port && authority.port_u16().is_none_or(|port| port == 0) {
         return Err(refused("has a port that is none"));
     }
-    // A fragment is taken off where URLs are parsed.
-    if url.contains('#') {
-        return Err(refused("has a fragment, which is not sent"));
-    }
     let path = parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
     if path.query().is_some() {
         return Err(refused("has a query, which can't be added to each request's"));
@@ -347,13 +384,7 @@ fn scope(text: &str, key_header: &HeaderName) -> Result<ScopeFrom, String> {
         "authorization" => Ok(ScopeFrom::Authorization),
         "single-tenant" => Ok(ScopeFrom::SingleTenant),
         other => match other.strip_prefix("header:") {
-            Some(name) => {
-                let name = header("scope", name)?;
-                if OF_CONNECTIONS.contains(&name) || name == header::CONTENT_LENGTH || name == *key_header {
-                    return Err(format!("scope = {other:?} says nothing of whose a key is: name a header that does"));
-                }
-                Ok(ScopeFrom::Header(name))
-            }
+            Some(name) => Ok(ScopeFrom::Header(scope_header(name, key_header)?)),
             None => Err(format!("scope = {other:?} must be authorization, single-tenant or header:NAME")),
         },
     }
@@ -364,13 +395,16 @@ fn admin_token(from_environment: Option<String>, file: Option<&Path>) -> Result<
         (Some(token), _) => Token::new(&token, TOKEN_VARIABLE).map(Some),
         (None, Some(path)) => {
             let mut text = String::new();
-            std::fs::File::open(path)
-                .and_then(|file| file.take(LONGEST_TOKEN_FILE + 1).read_to_string(&mut text))
-                .map_err(|error| format!("can't read the admin token's file {}: {error}", path.display()))?;
+            // A file such as /dev/zero has no end.
+            let read = File::open(path).and_then(|file| file.take(LONGEST_TOKEN_FILE + 1).read_to_string(&mut text));
+            read.map_err(|error| format!("can't read the admin token's file {}: {error}", path.display()))?;
+            let from = format!("the file {}", path.display());
             if text.len() as u64 > LONGEST_TOKEN_FILE {
-                return Err(format!("the file {} is longer than {LONGEST_TOKEN_FILE} bytes", path.display()));
+                return Err(format!(
+                    "{from} is longer than {LONGEST_TOKEN_FILE} bytes: it must hold the admin token only"
+                ));
             }
-            Token::new(&text, &format!("the file {}", path.display())).map(Some)
+            Token::new(&text, &from).map(Some)
         }
         (None, None) => Ok(None),
     }
@@ -419,11 +453,6 @@ pub mod tests {
             ("scope = \"ip\"", "single-tenant"),
             ("scope = \"header:a b\"", "header"),
             ("key_header = \"\"", "key_header"),
-            ("key_header = \"Authorization\"", "another use"),
-            ("key_header = \"content-type\"", "another use"),
-            ("key_header = \"idempotency-replayed\"", "another use"),
-            ("scope = \"header:connection\"", "scope"),
-            ("scope = \"header:idempotency-key\"", "scope"),
             ("listen = \"127.0.0.1:8081\"", "admin_listen"),
             ("tls_cert = \"cert.pem\"", "tls_key"),
             ("tls_key = \"key.pem\"", "tls_cert"),
@@ -444,12 +473,60 @@ pub mod tests {
             "http://host/?a=b",
             "/path",
             "http://host:",
-            "http://host/a#b",
+            "http://host#part",
+            "http://host/path#part",
         ] {
             assert!(target(url).is_err(), "{url}");
         }
+        assert!(!target("http://user:secret@host").unwrap_err().contains("secret"));
         assert_eq!(target("https://host/api/v2/").unwrap().prefix.as_deref(), Some("/api/v2"));
         assert_eq!(target("http://[::1]:9000").unwrap().prefix, None);
+    }
+
+    #[test]
+    fn a_header_that_cannot_carry_keys_is_refused_with_the_reason() {
+        for (name, why) in [
+            ("Host", "meaning of its own"),
+            ("Authorization", "meaning of its own"),
+            ("Cookie", "meaning of its own"),
+            ("Expect", "meaning of its own"),
+            ("Content-Length", "meaning of its own"),
+            ("Content-Type", "meaning of its own"),
+            ("Proxy-Authorization", "one connection"),
+            ("Transfer-Encoding", "one connection"),
+            ("TE", "one connection"),
+            ("Trailer", "one connection"),
+            ("Upgrade", "one connection"),
+            ("Connection", "one connection"),
+            ("Keep-Alive", "one connection"),
+            ("Idempotency-Replayed", "oncekey sets it"),
+            ("X-Forwarded-For", "oncekey sets it"),
+        ] {
+            let message = refusal(&format!("key_header = {name:?}"));
+            assert!(message.contains("key_header") && message.contains(why), "{name}: {message}");
+        }
+        assert_eq!(config("key_header = \"X-Request-Id\"").unwrap().key_header, "x-request-id");
+    }
+
+    #[test]
+    fn a_header_that_cannot_tell_clients_apart_is_refused_with_the_reason() {
+        for (name, why) in [
+            ("Connection", "one connection"),
+            ("Keep-Alive", "one connection"),
+            ("Proxy-Authorization", "one connection"),
+            ("Transfer-Encoding", "one connection"),
+            ("Content-Length", "one request"),
+            ("Expect", "one request"),
+            ("Idempotency-Key", "the header with the key"),
+            ("Idempotency-Attempt", "oncekey sets it"),
+        ] {
+            let message = refusal(&format!("scope = \"header:{name}\""));
+            assert!(message.contains("scope") && message.contains(why), "{name}: {message}");
+        }
+        assert!(refusal("key_header = \"x-a\"\nscope = \"header:X-A\"").contains("the header with the key"));
+        for name in ["x-tenant", "host", "cookie", "idempotency-key"] {
+            assert!(config(&format!("key_header = \"x-a\"\nscope = \"header:{name}\"")).is_ok(), "{name}");
+        }
     }
 
     #[test]

@@ -48,6 +48,12 @@ impl History {
         events.iter().filter(|(of, _)| *of == digest).map(|(_, happened)| *happened).collect()
     }
 
+    /// Forgets the events of a key.
+    pub fn forget(&self, scope: &[u8], operation: &str, key: &str) {
+        let digest = self.digest(scope, operation, key);
+        self.events.lock().retain(|(of, _)| *of != digest);
+    }
+
     fn digest(&self, scope: &[u8], operation: &str, key: &str) -> Digest {
         let mut hasher = blake3::Hasher::new_keyed(&self.secret);
         // Lengths first, so that no two identities are the same bytes.
@@ -76,6 +82,16 @@ mod tests {
         assert_eq!(history.of(b"ab", "POST /", "c"), [happened(1), happened(3)]);
         assert_eq!(history.of(b"a", "POST /", "bc"), [happened(2)]);
         assert_eq!(history.of(b"", "aPOST /", "bc"), []);
+    }
+
+    #[test]
+    fn only_the_events_of_the_key_that_is_meant_are_forgotten() {
+        let history = History::new(100).unwrap();
+        history.push(b"", "POST /", "a", happened(1));
+        history.push(b"", "POST /", "b", happened(2));
+        history.forget(b"", "POST /", "a");
+        assert_eq!(history.of(b"", "POST /", "a"), []);
+        assert_eq!(history.of(b"", "POST /", "b"), [happened(2)]);
     }
 
     #[test]

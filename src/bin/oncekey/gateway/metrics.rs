@@ -22,6 +22,7 @@ pub struct Meter {
     kinds: [Kind; KINDS.len()],
     failures: [AtomicU64; Failure::ALL.len()],
     refused: [AtomicU64; Refused::ALL.len()],
+    resolved: [AtomicU64; Resolution::ALL.len()],
     connections: AtomicUsize,
     spikes: AtomicU64,
 }
@@ -102,6 +103,28 @@ impl Refused {
     }
 }
 
+/// What came of an operator's word on a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    Released,
+    Erased,
+    Refused,
+    Failed,
+}
+
+impl Resolution {
+    const ALL: [Resolution; 4] = [Resolution::Released, Resolution::Erased, Resolution::Refused, Resolution::Failed];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Resolution::Released => "released",
+            Resolution::Erased => "erased",
+            Resolution::Refused => "refused",
+            Resolution::Failed => "failed",
+        }
+    }
+}
+
 /// Requests since the start, by what became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Totals {
@@ -134,6 +157,10 @@ impl Meter {
 
     pub fn refused(&self, why: Refused) {
         self.refused[why as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn resolved(&self, resolution: Resolution) {
+        self.resolved[resolution as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn spike(&self) {
@@ -244,6 +271,8 @@ impl Collector for Sources {
         counters(&mut to, "upstream_failures", "Requests that the upstream gave no answer to", "cause", failures)?;
         let refused = Refused::ALL.iter().zip(&meter.refused).map(|(why, count)| (why.name(), load(count)));
         counters(&mut to, "refused", "Requests refused before their key was looked at", "reason", refused)?;
+        let resolved = Resolution::ALL.iter().zip(&meter.resolved).map(|(what, count)| (what.name(), load(count)));
+        counters(&mut to, "resolved", "Keys that an operator wanted to release or erase", "outcome", resolved)?;
         counter(&mut to, "requests", "Requests that arrived", None, meter.totals().requests)?;
         counter(&mut to, "spikes", "Times that duplicates came far more often than usual", None, meter.spikes())?;
         let unprotected = meter.count(EventKind::PassedUnprotected);

@@ -15,6 +15,7 @@ mod latency;
 mod listener;
 mod metrics;
 mod paced;
+mod resolve;
 mod routes;
 mod samples;
 mod settings;

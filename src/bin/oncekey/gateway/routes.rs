@@ -38,9 +38,9 @@ impl Policies {
             if !path.starts_with('/') {
                 return Err(format!("route {path:?} must begin with /"));
             }
-            if let Some(wrong) = path.chars().find(|&c| matches!(c, '?' | '#') || !c.is_ascii_graphic()) {
+            if let Some(odd) = path.chars().find(|&c| matches!(c, '?' | '#' | ' ') || c.is_control()) {
                 return Err(format!(
-                    "route {path:?} has {wrong:?} in it, which no path has as it is sent: write %xx, and no query"
+                    "route {path:?} has {odd:?}, which no request's path has: write the path alone, with %xx as clients send it"
                 ));
             }
             let (policy, methods) =
@@ -205,6 +205,11 @@ mod tests {
         for (route, says) in [
             ("path = \"v1\"", "begin with /"),
             ("required = true", "path"),
+            ("path = \"/a?b=1\"", "'?'"),
+            ("path = \"/a#b\"", "'#'"),
+            ("path = \"/a b\"", "' '"),
+            ("path = \"/a\\tb\"", "'\\t'"),
+            ("path = \"/a\\u007f\"", "'\\u{7f}'"),
             ("path = \"/a\"\nmethods = []", "methods"),
             ("path = \"/a\"\nmethods = [\"post\"]", "capitals"),
             ("path = \"/a\"\nin_flight = \"refuse\"\nwait = \"1s\"", "wait"),

@@ -1,0 +1,135 @@
+//! What an operator does about one key: frees it, or has it forgotten.
+//!
+//! Nobody else may begin the operation meanwhile, or what is freed or forgotten would be another run than the one that was looked at. So
+//! the key is reserved first, as by a client with the same payload; what is running is left alone.
+
+use super::admin::unix_ms;
+use super::history::{Happened, History};
+use super::metrics::{Resolution, Sources};
+use oncekey::{ErrorKind, Fingerprint, Outcome, Request, Standing, Store};
+use std::time::SystemTime;
+
+/// A key with what it belongs to. Not to be shown or logged.
+pub struct Named {
+    pub scope: Vec<u8>,
+    pub operation: String,
+    pub key: String,
+}
+
+impl Named {
+    pub fn request(&self) -> Request<'_> {
+        // An erasure may take longer than a lease.
+        Request::new(&self.key).scope(&self.scope).operation(&self.operation).auto_renew(true)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// An interrupted key becomes free: its operation did not happen, or may happen again.
+    Release,
+    /// A key that nobody runs is forgotten, and its bytes are overwritten.
+    Erase,
+}
+
+pub enum Done {
+    Released,
+    Erased {
+        /// How many records were overwritten.
+        records: u64,
+    },
+    /// The key is gone, but a client still reads its answer: its bytes are overwritten later.
+    ErasedInPart,
+    /// Nothing was changed, for this reason.
+    Refused(&'static str),
+}
+
+/// Blocks until it is done and, in a synced store, on the device. It is logged and counted even if nobody waits for it any more.
+pub fn carry_out(deed: Deed, named: &Named, sources: &Sources, history: &History) -> oncekey::Result<Done> {
+    let done = match deed {
+        Deed::Release => release(&sources.store, named),
+        Deed::Erase => erase(&sources.store, named),
+    };
+    let operation = &named.operation;
+    let resolution = match &done {
+        Ok(Done::Released) => {
+            let at_ms = unix_ms(SystemTime::now());
+            let happened = Happened { at_ms, what: "released_by_operator", status: None, elapsed_ms: 0.0 };
+            history.push(&named.scope, operation, &named.key, happened);
+            Resolution::Released
+        }
+        Ok(Done::Erased { .. } | Done::ErasedInPart) => {
+            history.forget(&named.scope, operation, &named.key);
+            Resolution::Erased
+        }
+        Ok(Done::Refused(_)) => Resolution::Refused,
+        Err(_) => Resolution::Failed,
+    };
+    sources.meter.resolved(resolution);
+    let outcome = resolution.name();
+    match &done {
+        Ok(_) => tracing::info!(operation, ?deed, outcome, "an operator resolved a key"),
+        Err(error) => tracing::warn!(operation, ?deed, outcome, %error, "an operator could not resolve a key"),
+    }
+    done
+}
+
+const RUNNING: &str = "Its operation is running.";
+const CHANGED: &str = "Its state has changed in this moment; look at it again.";
+
+fn release(store: &Store, named: &Named) -> oncekey::Result<Done> {
+    let request = named.request();
+    let Some(found) = store.lookup(&request)? else {
+        return Ok(Done::Refused("Nothing is known of it, so that it is free."));
+    };
+    match found.standing {
+        Standing::Interrupted { .. } => {}
+        Standing::Running { .. } => return Ok(Done::Refused(RUNNING)),
+        Standing::Completed(_) => return Ok(Done::Refused("Its operation was done, and the answer is stored.")),
+        // The kinds of standing may become more.
+        _ => return Ok(Done::Refused("Its state is not known here.")),
+    }
+    match store.reserve(&request.fingerprint(found.fingerprint))? {
+        Outcome::Interrupted(reservation) => {
+            reservation.release()?;
+            Ok(Done::Released)
+        }
+        Outcome::Reserved(reservation) => {
+            reservation.release()?;
+            Ok(Done::Refused(CHANGED))
+        }
+        Outcome::Replay(_) | Outcome::InFlight(_) | Outcome::Mismatch(_) => Ok(Done::Refused(CHANGED)),
+    }
+}
+
+/// Also of a key of which nothing is known any more: the journal may still hold what expired or was released.
+fn erase(store: &Store, named: &Named) -> oncekey::Result<Done> {
+    let request = named.request();
+    let fingerprint = match store.lookup(&request)? {
+        None => Fingerprint::NONE,
+        Some(found) => match found.standing {
+            Standing::Running { .. } => return Ok(Done::Refused(RUNNING)),
+            // The kinds of standing may become more; what they have in common is that nobody runs.
+            _ => found.fingerprint,
+        },
+    };
+    let (fresh, interrupted) = match store.reserve(&request.fingerprint(fingerprint))? {
+        Outcome::Reserved(reservation) => (Some(reservation), None),
+        Outcome::Interrupted(reservation) => (None, Some(reservation)),
+        // Nobody runs what is done. The handle goes at once, for the erasure waits for it.
+        Outcome::Replay(_) => (None, None),
+        Outcome::InFlight(_) | Outcome::Mismatch(_) => return Ok(Done::Refused(CHANGED)),
+    };
+    let erased = store.erase(&request);
+    drop(interrupted);
+    match erased {
+        Ok(erasure) => Ok(Done::Erased { records: erasure.records }),
+        Err(error) if error.kind() == ErrorKind::Busy => Ok(Done::ErasedInPart),
+        Err(error) => {
+            if let Some(reservation) = fresh {
+                // If even that can't be written, the key stays interrupted, which promises less.
+                drop(reservation.release());
+            }
+            Err(error)
+        }
+    }
+}
