@@ -4,7 +4,7 @@ use super::answer::StoredAnswer;
 use super::body::Body;
 use super::event::EventKind;
 use super::layer::{
-    ATTEMPT, Asked, Claimed, Counted, FENCE, Live, RECOVERY_POINT, UNAVAILABLE, mark_expiry, mark_replayed,
+    ATTEMPT, Asked, Claimed, Counted, FENCE, Live, RECOVERY_POINT, UNAVAILABLE, mark_expiry, mark_replayed, unclaim,
 };
 use super::policy::{Interrupted, Interruption, Reconciled, Verdict, grpc_verdict};
 use super::problem::{GRPC_STATUS, PROBLEM, Problem, byte_sequence};
@@ -255,8 +255,10 @@ impl Operation {
 
     /// Reads the answer as far as it is there, and stores it if that is all; otherwise it is recorded on its way.
     async fn conclude(self, response: Response<Body>) -> Response<Body> {
-        let (head, mut body) = response.into_parts();
-        match self.verdict(&head, None) {
+        let (mut head, mut body) = response.into_parts();
+        let verdict = self.verdict(&head, None);
+        unclaim(&mut head);
+        match verdict {
             Some(verdict @ (Verdict::Release | Verdict::Unknown)) => {
                 self.finish(verdict, &head, None, None).await;
                 return Response::from_parts(head, body);
@@ -300,7 +302,8 @@ impl Operation {
 
     /// Stores what was found out to be the answer.
     async fn happened(self, response: Response<Body>) -> Response<Body> {
-        let (head, body) = response.into_parts();
+        let (mut head, body) = response.into_parts();
+        unclaim(&mut head);
         let Ok(collected) = body.collect().await else { return self.refuse(&Problem::outcome_unknown()) };
         let mut trailers = collected.trailers().cloned();
         let has_status =
