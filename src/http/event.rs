@@ -71,7 +71,7 @@ pub enum EventKind {
     Mismatched,
     /// Refused, since whether its operation happened is unknown.
     OutcomeUnknown,
-    /// Refused, since the store can't take it or too many operations run.
+    /// Refused, since the store can't take it, too many operations run, or there is no room for its body.
     Unavailable,
     /// Passed on though the store can't take it.
     PassedUnprotected,

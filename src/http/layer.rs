@@ -2,8 +2,9 @@
 
 use super::body::Body;
 use super::event::{Event, EventKind, Identity};
+use super::held::{Bodies, Held};
 use super::policy::{InFlight, Interrupted, OperationOf, Policy, Scope, WhenUnavailable};
-use super::problem::Problem;
+use super::problem::{Own, PROBLEM, Problem};
 use super::recording::Recording;
 use super::request::{self, Collected};
 use super::run::{self, Operation, Panicked};
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, response};
 use std::cell::RefCell;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -63,6 +64,7 @@ pub(super) struct Settings {
     observer: Option<Arc<Observer>>,
     documentation: Option<HeaderValue>,
     max_running: usize,
+    max_buffered: usize,
     pub(super) live: Arc<Live>,
 }
 
@@ -78,6 +80,7 @@ pub(super) struct Live {
     pub(super) stream_begun: Notify,
     running: AtomicUsize,
     idle: Notify,
+    bodies: Arc<Bodies>,
 }
 
 impl IdempotencyLayer {
@@ -91,6 +94,7 @@ impl IdempotencyLayer {
             observer: None,
             documentation: None,
             max_running: usize::MAX,
+            max_buffered: usize::MAX,
             live: Arc::default(),
         }))
     }
@@ -117,6 +121,14 @@ impl IdempotencyLayer {
         self.with(|settings| settings.max_running = operations)
     }
 
+    /// How many bytes of memory the bodies of requests with keys take at a time, at most, from when they come in until the service
+    /// has let go of them; no limit by default. A request whose body would be more is refused with 503, and its key left as it was.
+    ///
+    /// Less than a policy's [`max_request_body`](Policy::max_request_body) refuses what that lets through.
+    pub fn max_buffered(self, bytes: usize) -> Self {
+        self.with(|settings| settings.max_buffered = bytes)
+    }
+
     /// Adds `Link: <url>; rel="describedby"` to all problems.
     ///
     /// # Errors
@@ -135,6 +147,11 @@ impl IdempotencyLayer {
     /// How many operations run now, those whose clients left included.
     pub fn running(&self) -> usize {
         self.0.live.running.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes of memory the bodies of requests with keys take now.
+    pub fn buffered(&self) -> usize {
+        self.0.live.bodies.bytes()
     }
 
     /// Waits until no operation runs; for the end of a process, after its last connection.
@@ -230,12 +247,17 @@ where
         let Some(scope) = settings.scope.of(&parts) else {
             return Ok(settings.refuse(EventKind::Invalid, &Problem::scope_missing(), is_grpc, started, None));
         };
-        let (body, trailers) = match request::collect(body, &policy, is_grpc).await {
+        let held = Held::new(&settings.live.bodies, settings.max_buffered);
+        let (body, trailers) = match request::collect(body, held, &policy, is_grpc).await {
             Ok(Collected::Whole(body, trailers)) => (body, trailers),
             Ok(Collected::Stream(body)) => {
                 return Box::pin(settings.pass(inner.call(Request::from_parts(parts, body)), started)).await;
             }
-            Err(problem) => return Ok(settings.refuse(EventKind::Invalid, &problem, is_grpc, started, None)),
+            Err(problem) => {
+                let is_ours = problem.status().is_server_error();
+                let kind = if is_ours { EventKind::Unavailable } else { EventKind::Invalid };
+                return Ok(settings.refuse(kind, &problem, is_grpc, started, None));
+            }
         };
         let asked = Arc::new(Asked {
             scope,
@@ -253,10 +275,12 @@ where
             Decision::Run(claimed, counted) => (claimed, counted),
             Decision::Pass => {
                 let request = Request::from_parts(parts, Body::whole(body, trailers));
-                let mut answer = Box::pin(inner.call(request)).await.map(|response| response.map(Body::new));
-                if let Ok(response) = &mut answer {
-                    response.headers_mut().insert(UNPROTECTED, HeaderValue::from_static("store-unavailable"));
-                }
+                let answer = Box::pin(inner.call(request)).await.map(|response| {
+                    let (mut head, body) = response.into_parts();
+                    unclaim(&mut head);
+                    head.headers.insert(UNPROTECTED, HeaderValue::from_static("store-unavailable"));
+                    Response::from_parts(head, Body::new(body))
+                });
                 asked.tell(EventKind::PassedUnprotected, answer.as_ref().ok().map(Response::status));
                 return answer;
             }
@@ -555,6 +579,20 @@ const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(super) fn mark_replayed(headers: &mut HeaderMap) {
     headers.insert(REPLAYED, HeaderValue::from_static("true"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+}
+
+/// Takes out of a service's answer to a request with a key what only the layer says of keys.
+pub(super) fn unclaim(answer: &mut response::Parts) {
+    // Most have none: one look at each name is cheaper than a search for each of these.
+    if !answer.headers.keys().any(|name| name.as_str().starts_with("idempotency-")) {
+        return;
+    }
+    for name in [REPLAYED, EXPIRES, UNAVAILABLE, UNPROTECTED] {
+        answer.headers.remove(name);
+    }
+    if answer.extensions.get::<Own>().is_none() {
+        answer.headers.remove(PROBLEM);
+    }
 }
 
 pub(super) fn mark_expiry(headers: &mut HeaderMap, expires_at: Option<SystemTime>) {

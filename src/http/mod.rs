@@ -44,7 +44,8 @@
 //! seconds: limit the time that connections may take to read.
 //!
 //! An operation runs as long as it takes, whoever waits. Bound its time in the service, and how many run by
-//! [`IdempotencyLayer::max_running`].
+//! [`IdempotencyLayer::max_running`]. The body of a request with a key is held in memory: bound what all take by
+//! [`IdempotencyLayer::max_buffered`].
 //!
 //! # Problems
 //!
@@ -63,6 +64,7 @@
 //! | `key-reused` | 422 | the key was used for another request |
 //! | `store-unavailable` | 503 | the store is full or failed; with `Retry-After` |
 //! | `too-many-running` | 503 | as many operations run as may; with `Retry-After` |
+//! | `too-much-buffered` | 503 | the bodies of other requests take all the memory that they may; with `Retry-After` |
 //! | `answer-unreadable` | 500 | something else is stored under the key |
 //! | `answer-not-kept` | gRPC only | the operation was done, and its answer was too large to be stored |
 //!
@@ -78,6 +80,7 @@
 //! | `Idempotency-Key-Expires` | answers | until when it is kept (an HTTP date); not on one that is still being made when its head is sent |
 //! | `Idempotency-Replay-Unavailable` | answers | of a replay, `body-not-stored`: it was larger than [`Policy::max_answer`]; of a first answer that was there as a whole, `not-stored`: the store failed at the end |
 //! | `Idempotency-Unprotected` | answers | the store was unavailable, and the policy lets such requests pass |
+//! | `Idempotency-Problem` | answers | the problem that it is |
 //! | `Idempotency-Attempt`, `-Fence`, `-Recovery-Point` | requests to the service | as [`Running`] has them; the point as a byte sequence (RFC 9651). Those of clients are taken out |
 //!
 //! # gRPC
@@ -92,6 +95,7 @@ mod answer;
 mod body;
 mod digest;
 mod event;
+mod held;
 mod key;
 mod layer;
 mod policy;

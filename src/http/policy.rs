@@ -317,7 +317,8 @@ impl Policy {
         self
     }
 
-    /// Bytes of a request's body, at most; 1 MiB by default. The body of a request with a key is held in memory.
+    /// Bytes of a request's body, at most; 1 MiB by default. The body of a request with a key is held in memory; what all take is bound
+    /// by [`max_buffered`](super::IdempotencyLayer::max_buffered).
     pub fn max_request_body(mut self, bytes: usize) -> Self {
         self.max_request_body = bytes;
         self

@@ -92,6 +92,7 @@ impl Problem {
     }
 
     fn mark(&self, mut response: Response<Body>) -> Response<Body> {
+        response.extensions_mut().insert(Own);
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Ok(name) = HeaderValue::from_str(&format!("{PROBLEM_PREFIX}{}", self.name)) {
@@ -127,6 +128,10 @@ impl Problem {
         }
     }
 }
+
+/// In the extensions of an answer that is a problem of this process, and not one that a service heard from another.
+#[derive(Clone)]
+pub(super) struct Own;
 
 /// The layer's own problems.
 impl Problem {
@@ -204,6 +209,16 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-running", "Too many operations are running")
             .detail("It was not passed on; send it again later with the same key.")
             .retry_after(retry_after)
+    }
+
+    pub(super) fn too_much_buffered(retry_after: Duration) -> Problem {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too-much-buffered",
+            "The bodies of other requests take all memory that they may",
+        )
+        .detail("It was not passed on; send it again later with the same key.")
+        .retry_after(retry_after)
     }
 
     pub(super) fn unreadable() -> Problem {

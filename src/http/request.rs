@@ -1,9 +1,10 @@
 //! The body of a request with a key, which is read before anything is decided.
 
 use super::body::Body;
+use super::held::{Held, NoRoom};
 use super::policy::Policy;
 use super::problem::Problem;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError};
@@ -15,12 +16,12 @@ pub(super) enum Collected {
     Stream(Body),
 }
 
-/// Reads a body to its end, within the policy's limits.
+/// Reads a body to its end, within the policy's limits and the room that there is.
 ///
 /// # Errors
 ///
-/// If it is too large, ends early, or takes too long.
-pub(super) async fn collect(body: Body, policy: &Policy, is_grpc: bool) -> Result<Collected, Problem> {
+/// If it is too large, ends early, or takes too long, or there is no room for it.
+pub(super) async fn collect(body: Body, held: Held, policy: &Policy, is_grpc: bool) -> Result<Collected, Problem> {
     if body.is_end_stream() {
         return Ok(Collected::Whole(Bytes::new(), None));
     }
@@ -28,14 +29,16 @@ pub(super) async fn collect(body: Body, policy: &Policy, is_grpc: bool) -> Resul
     if body.size_hint().lower() > limit as u64 {
         return Err(Problem::body_too_large(limit));
     }
-    match tokio::time::timeout(policy.request_body_timeout, read(body, limit, is_grpc)).await {
+    match tokio::time::timeout(policy.request_body_timeout, read(body, held, policy, is_grpc)).await {
         Ok(read) => read,
         Err(_) => Err(Problem::body_timeout(policy.request_body_timeout)),
     }
 }
 
-async fn read(mut body: Body, limit: usize, is_grpc: bool) -> Result<Collected, Problem> {
-    let mut whole = Whole::default();
+async fn read(mut body: Body, mut held: Held, policy: &Policy, is_grpc: bool) -> Result<Collected, Problem> {
+    let limit = policy.max_request_body;
+    let told = body.size_hint().upper().and_then(|told| usize::try_from(told).ok());
+    let longest = told.map_or(limit, |told| told.min(limit));
     let mut trailers = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| match causes(&*error).any(|cause| cause.is::<LengthLimitError>()) {
@@ -44,51 +47,19 @@ async fn read(mut body: Body, limit: usize, is_grpc: bool) -> Result<Collected, 
             false => Problem::body_incomplete(),
         })?;
         match frame.into_data() {
-            Ok(data) if data.len() > limit - whole.len() => return Err(Problem::body_too_large(limit)),
-            Ok(data) => whole.push(data),
+            Ok(data) if data.len() > limit - held.len() => return Err(Problem::body_too_large(limit)),
+            Ok(data) => held.push(&data, longest).map_err(|NoRoom| Problem::too_much_buffered(policy.retry_after))?,
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
-        if is_grpc && holds_more_than_a_message(whole.bytes()) {
-            return Ok(Collected::Stream(Body::resumed(whole.finish(), body)));
+        if is_grpc && holds_more_than_a_message(held.as_ref()) {
+            return Ok(Collected::Stream(Body::resumed(held.finish(), body)));
         }
     }
-    Ok(Collected::Whole(whole.finish(), trailers))
+    Ok(Collected::Whole(held.finish(), trailers))
 }
 
 fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| error.source())
-}
-
-/// Pieces put together; a single one stays as it is.
-#[derive(Default)]
-struct Whole {
-    only: Bytes,
-    joined: BytesMut,
-}
-
-impl Whole {
-    fn len(&self) -> usize {
-        self.bytes().len()
-    }
-
-    fn bytes(&self) -> &[u8] {
-        if self.joined.is_empty() { &self.only } else { &self.joined }
-    }
-
-    fn push(&mut self, piece: Bytes) {
-        if self.len() == 0 {
-            self.only = piece;
-            return;
-        }
-        if self.joined.is_empty() {
-            self.joined.extend_from_slice(&std::mem::take(&mut self.only));
-        }
-        self.joined.extend_from_slice(&piece);
-    }
-
-    fn finish(self) -> Bytes {
-        if self.joined.is_empty() { self.only } else { self.joined.freeze() }
-    }
 }
 
 /// Whether a second message begins: each is a flag, a big-endian `u32` of its length, and that many bytes.

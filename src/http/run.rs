@@ -4,7 +4,7 @@ use super::answer::StoredAnswer;
 use super::body::Body;
 use super::event::EventKind;
 use super::layer::{
-    ATTEMPT, Asked, Claimed, Counted, FENCE, Live, RECOVERY_POINT, UNAVAILABLE, mark_expiry, mark_replayed,
+    ATTEMPT, Asked, Claimed, Counted, FENCE, Live, RECOVERY_POINT, UNAVAILABLE, mark_expiry, mark_replayed, unclaim,
 };
 use super::policy::{Interrupted, Interruption, Reconcile, Reconciled, Verdict, grpc_verdict};
 use super::problem::{GRPC_STATUS, PROBLEM, Problem, byte_sequence};
@@ -298,7 +298,9 @@ impl Operation {
     #[expect(clippy::manual_async_fn, reason = "as of `run`")]
     fn conclude(self, mut head: response::Parts, mut body: Body) -> impl Future<Output = Response<Body>> + Send {
         async move {
-            match self.verdict(&head, None) {
+            let verdict = self.verdict(&head, None);
+            unclaim(&mut head);
+            match verdict {
                 Some(verdict @ (Verdict::Release | Verdict::Unknown)) => {
                     self.finish(verdict, &head, None, None).await;
                     return Response::from_parts(head, body);
@@ -346,6 +348,7 @@ impl Operation {
     /// Stores what was found out to be the answer.
     async fn happened(&self, response: Response<Body>) -> Response<Body> {
         let (mut head, body) = response.into_parts();
+        unclaim(&mut head);
         let Ok(collected) = body.collect().await else { return self.refuse(&Problem::outcome_unknown()) };
         let mut trailers = collected.trailers().cloned();
         let has_status =

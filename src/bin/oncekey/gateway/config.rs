@@ -60,6 +60,7 @@ pub enum ScopeFrom {
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub max_body: usize,
+    pub max_buffered: usize,
     pub max_answer: usize,
     pub max_head: usize,
     pub max_headers: usize,
@@ -172,6 +173,7 @@ impl Config {
         }
         let limits = Limits {
             max_body: size("max_body", settings.max_body, ByteSize::mib(1), 0, LARGEST_BODY)?,
+            max_buffered: size("max_buffered", settings.max_buffered, ByteSize::mib(256), 0, usize::MAX)?,
             max_answer: size("max_answer", settings.max_answer, ByteSize::mib(1), 0, LARGEST_BODY)?,
             max_head: size("max_head", settings.max_head, ByteSize::kib(64), SMALLEST_HEAD, LARGEST_BODY)?,
             max_headers: count("max_headers", settings.max_headers, 100, MOST_HEADERS)?,
@@ -450,6 +452,8 @@ pub mod tests {
             ("drain_timeout = \"2days\"", "drain_timeout"),
             ("connect_timeout = \"30s\"", "answer_timeout"),
             ("max_body = \"1GiB\"", "max_body"),
+            ("max_buffered = \"1023KiB\"", "max_buffered"),
+            ("max_buffered = \"2MiB\"\n[[route]]\npath = \"/\"\nmax_body = \"3MiB\"", "max_buffered"),
             ("scope = \"ip\"", "single-tenant"),
             ("scope = \"header:a b\"", "header"),
             ("key_header = \"\"", "key_header"),

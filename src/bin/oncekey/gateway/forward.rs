@@ -1,12 +1,14 @@
-//! Which headers pass the gateway, and what it adds.
+//! Which headers and trailers pass the gateway, and what it adds.
 //!
 //! Headers that speak of one connection only don't pass, in either direction: those of RFC 9110, 7.6.1, what `Connection`
 //! names, and proxy credentials. `TE: trailers` passes, which gRPC asks for. What a client claims about forwarding isn't
 //! believed, but for `X-Forwarded-For`, which its address is added to: whoever reads it has to count from its end.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, Entry, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
+use http::{Request, Version, header};
+use http_body::Frame;
 use std::net::IpAddr;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -21,6 +23,44 @@ const OF_ONE_HOP: [HeaderName; 6] = [
     http::header::PROXY_AUTHORIZATION,
     TRANSFER_ENCODING,
     UPGRADE,
+];
+
+/// What a receiver needs before the body, or what would be believed without having been checked (RFC 9110, 6.5.1). Beside these,
+/// what is [`OF_ONE_HOP`], and whatever describes the body, but for its digest.
+const NOT_IN_TRAILERS: [HeaderName; 33] = [
+    CONNECTION,
+    TE,
+    header::TRAILER,
+    HOST,
+    header::AGE,
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    COOKIE,
+    header::DATE,
+    header::EXPECT,
+    header::EXPIRES,
+    header::FORWARDED,
+    FORWARDED_FOR,
+    FORWARDED_HOST,
+    FORWARDED_PROTO,
+    header::IF_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_NONE_MATCH,
+    header::IF_RANGE,
+    header::IF_UNMODIFIED_SINCE,
+    header::LOCATION,
+    header::MAX_FORWARDS,
+    header::PRAGMA,
+    HeaderName::from_static("proxy-authentication-info"),
+    header::RANGE,
+    header::RETRY_AFTER,
+    header::SET_COOKIE,
+    HeaderName::from_static("set-cookie2"),
+    header::VARY,
+    header::VIA,
+    header::WARNING,
+    header::WWW_AUTHENTICATE,
+    HeaderName::from_static("authentication-info"),
 ];
 
 /// What is told of a client's connection.
@@ -40,10 +80,33 @@ impl Client {
     }
 }
 
-/// Makes a client's headers those that the upstream gets, but for `Host`.
+/// Whether it is clear which host a request asks for: `Host` is there once (RFC 9112, 3.2), says what `:authority` says where
+/// there is both (RFC 9113, 8.3.1), and names no user, whose password would be passed on (RFC 9110, 4.2.4).
+pub fn is_host_plain<B>(request: &Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes);
+    let (host, authority) = (hosts.next(), request.uri().authority().map(|authority| authority.as_str().as_bytes()));
+    let is_said = match request.version() {
+        Version::HTTP_11 => host.is_some(),
+        Version::HTTP_2 => host.or(authority).is_some(),
+        // Older ones.
+        _ => true,
+    };
+    let is_one = match (host, authority) {
+        // A target that is a whole URL wins in HTTP/1 (RFC 9112, 3.2.2).
+        (Some(host), Some(authority)) => request.version() != Version::HTTP_2 || host.eq_ignore_ascii_case(authority),
+        (Some(_), None) | (None, _) => true,
+    };
+    is_said && is_one && hosts.next().is_none() && !host.into_iter().chain(authority).any(|host| host.contains(&b'@'))
+}
+
+/// Makes a client's headers those that the layer sees, which the upstream gets but for `Host`.
 ///
-/// `host` is what the client called the gateway.
-pub fn request(headers: &mut HeaderMap, client: &Client, host: Option<HeaderValue>) {
+/// `authority` is the host that the target says, if it says one.
+pub fn request(headers: &mut HeaderMap, client: &Client, authority: Option<HeaderValue>) {
+    if let Some(authority) = authority {
+        headers.insert(HOST, authority);
+    }
+    let host = headers.get(HOST).cloned();
     strip(headers);
     // The server has answered `100 Continue` itself.
     headers.remove(http::header::EXPECT);
@@ -86,12 +149,30 @@ pub fn answer(headers: &mut HeaderMap) {
     headers.remove(TE);
 }
 
-/// Whether the body's framing is one that every server reads alike: no encoding, or exactly `chunked`, once; and a length
-/// without leading zeros, which some take for octal.
-pub fn is_framing_plain(headers: &HeaderMap) -> bool {
-    if headers.get_all(CONTENT_LENGTH).iter().any(|length| matches!(length.as_bytes(), [b'0', _, ..])) {
-        return false;
+/// Takes out of trailers what belongs into heads.
+pub fn frame<D>(mut frame: Frame<D>) -> Frame<D> {
+    if let Some(trailers) = frame.trailers_mut() {
+        let misplaced = |name: &&HeaderName| {
+            let of_body = name.as_str().starts_with("content-") && *name != "content-digest";
+            of_body || OF_ONE_HOP.contains(name) || NOT_IN_TRAILERS.contains(name)
+        };
+        let names: Vec<HeaderName> = trailers.keys().filter(misplaced).cloned().collect();
+        for name in names {
+            trailers.remove(name);
+        }
     }
+    frame
+}
+
+/// Whether the body's framing is one that every server reads alike: a plain encoding, and a length without leading zeros, which
+/// some take for octal.
+pub fn is_framing_plain(headers: &HeaderMap) -> bool {
+    let is_octal = |length: &HeaderValue| matches!(length.as_bytes(), [b'0', _, ..]);
+    is_encoding_plain(headers) && !headers.get_all(CONTENT_LENGTH).iter().any(is_octal)
+}
+
+/// Whether the body has no transfer encoding, or exactly `chunked`, once.
+pub fn is_encoding_plain(headers: &HeaderMap) -> bool {
     let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
     match (encodings.next(), encodings.next()) {
         (None, _) => true,
@@ -208,17 +289,19 @@ mod tests {
     #[test]
     fn a_client_cannot_claim_where_it_comes_from() {
         let mut headers = append(&[
+            ("host", "shop"),
             ("x-forwarded-for", "10.0.0.1"),
             ("x-forwarded-for", "10.0.0.2"),
             ("x-forwarded-proto", "ftp"),
             ("x-forwarded-host", "evil"),
             ("forwarded", "for=10.0.0.3"),
         ]);
-        request(&mut headers, &client(), Some(HeaderValue::from_static("shop")));
+        request(&mut headers, &client(), None);
         let all: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         assert_eq!(
             all,
             [
+                ("host", "shop"),
                 ("x-forwarded-for", "10.0.0.1, 10.0.0.2, 192.0.2.7"),
                 ("x-forwarded-proto", "https"),
                 ("x-forwarded-host", "shop")
@@ -227,6 +310,79 @@ mod tests {
         headers = map(&[("x-forwarded-host", "evil")]);
         request(&mut headers, &client(), None);
         assert!(!headers.contains_key(FORWARDED_HOST));
+    }
+
+    #[test]
+    fn the_host_that_is_seen_and_told_is_the_one_that_the_target_says() {
+        let mut headers = map(&[("host", "other")]);
+        request(&mut headers, &client(), Some(HeaderValue::from_static("said")));
+        assert_eq!((&headers[HOST], &headers[FORWARDED_HOST]), (&"said".parse().unwrap(), &"said".parse().unwrap()));
+        headers = map(&[("host", "shop")]);
+        request(&mut headers, &client(), None);
+        assert_eq!((&headers[HOST], &headers[FORWARDED_HOST]), (&"shop".parse().unwrap(), &"shop".parse().unwrap()));
+    }
+
+    #[test]
+    fn trailers_that_belong_into_a_head_do_not_pass() {
+        let misplaced = [
+            "content-length",
+            "Transfer-Encoding",
+            "host",
+            "te",
+            "trailer",
+            "connection",
+            "keep-alive",
+            "upgrade",
+            "authorization",
+            "proxy-authenticate",
+            "www-authenticate",
+            "cookie",
+            "set-cookie",
+            "content-type",
+            "content-encoding",
+            "content-range",
+            "x-forwarded-for",
+            "cache-control",
+            "location",
+            "retry-after",
+        ];
+        let right = ["grpc-status", "grpc-message", "x-checksum", "content-digest", "etag", "server-timing"];
+        let lines: Vec<_> = misplaced.iter().chain(&right).flat_map(|name| [(*name, "1"), (*name, "2")]).collect();
+        let trailers = frame(Frame::<()>::trailers(append(&lines))).into_trailers().unwrap();
+        assert!(right.iter().all(|name| trailers.get_all(*name).iter().eq(["1", "2"])), "{trailers:?}");
+        assert_eq!(trailers.keys_len(), right.len());
+    }
+
+    #[test]
+    fn a_host_is_said_once_and_without_a_user() {
+        let is_plain = |version, uri: &str, hosts: &[&str]| {
+            let request = hosts.iter().fold(Request::builder(), |request, host| request.header("host", *host));
+            is_host_plain(&request.version(version).uri(uri).body(()).unwrap())
+        };
+        for (version, uri, hosts) in [
+            (Version::HTTP_10, "/", &[][..]),
+            (Version::HTTP_11, "/", &["a"]),
+            (Version::HTTP_11, "http://b/", &["a"]),
+            (Version::HTTP_2, "http://a:1/", &[]),
+            (Version::HTTP_2, "http://a:1/", &["A:1"]),
+            (Version::HTTP_2, "/", &["a"]),
+        ] {
+            assert!(is_plain(version, uri, hosts), "{version:?} {uri} {hosts:?}");
+        }
+        for (version, uri, hosts) in [
+            (Version::HTTP_10, "/", &["a", "a"][..]),
+            (Version::HTTP_11, "/", &[]),
+            (Version::HTTP_11, "http://a/", &[]),
+            (Version::HTTP_11, "/", &["a", "a"]),
+            (Version::HTTP_11, "/", &["user:secret@a"]),
+            (Version::HTTP_11, "http://user:secret@a/", &["a"]),
+            (Version::HTTP_2, "/", &[]),
+            (Version::HTTP_2, "http://a/", &["b"]),
+            (Version::HTTP_2, "http://a/", &["a", "a"]),
+            (Version::HTTP_2, "http://user@a/", &[]),
+        ] {
+            assert!(!is_plain(version, uri, hosts), "{version:?} {uri} {hosts:?}");
+        }
     }
 
     #[test]

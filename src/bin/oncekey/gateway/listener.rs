@@ -5,8 +5,8 @@ use super::forward;
 use super::metrics::{Meter, Refused};
 use super::upstream::{Upstream, own_answer};
 use super::wire::{Ambiguous, Wire};
-use http::header::{CONNECTION, HOST, HeaderValue};
-use http::{Request, Response, StatusCode, Version};
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -178,11 +178,8 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
             }
             return Box::pin(std::future::ready(Ok(response)));
         }
-        let host = match request.uri().authority() {
-            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-            None => request.headers().get(HOST).cloned(),
-        };
-        forward::request(request.headers_mut(), &self.client, host);
+        let authority = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+        forward::request(request.headers_mut(), &self.client, authority);
         if tracing::enabled!(tracing::Level::DEBUG) {
             return self.logged(request);
         }
@@ -205,24 +202,14 @@ impl Requests {
             );
             return Some((Refused::Head, problem.response()));
         }
-        if request.version() > Version::HTTP_11 {
-            let hosts = headers.get_all(HOST).iter().count();
-            let is_host_plain = hosts <= 1 && (hosts == 1 || request.uri().authority().is_some());
-            if !is_host_plain || !forward::is_framing_plain(headers) {
-                return Some((Refused::Head, closing("host-invalid", "A request has one host, and one length")));
-            }
-            return None;
-        }
-        let hosts = headers.get_all(HOST).iter().count();
-        let is_host_plain = hosts == 1 || hosts == 0 && request.version() < Version::HTTP_11;
         if self.ambiguous.is(number) || !forward::is_framing_plain(headers) {
             return Some((
                 Refused::Framing,
                 closing("framing-ambiguous", "Where the request's body ends is ambiguous"),
             ));
         }
-        if !is_host_plain {
-            return Some((Refused::Head, closing("host-invalid", "A request has one Host")));
+        if !forward::is_host_plain(request) {
+            return Some((Refused::Head, closing("host-invalid", "A request has one host, and no user")));
         }
         None
     }

@@ -294,6 +294,8 @@ impl Collector for Sources {
         }
 
         gauge(&mut to, "running", "Operations that run now", None, self.layer.running() as u64)?;
+        let buffered = self.layer.buffered() as u64;
+        gauge(&mut to, "buffered", "Memory that bodies of requests with keys take", Some(Unit::Bytes), buffered)?;
         let connections = meter.connections.load(Ordering::Relaxed) as u64;
         gauge(&mut to, "connections", "Open connections of clients", None, connections)?;
 

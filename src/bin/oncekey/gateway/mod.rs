@@ -112,7 +112,7 @@ fn run(arguments: Arguments) -> Result<(), Failed> {
     if let Some(url) = &config.documentation {
         layer = layer.documentation(url).map_err(|error| Failed::Usage(format!("documentation: {error}")))?;
     }
-    let layer = layer.max_running(config.limits.max_running);
+    let layer = layer.max_running(config.limits.max_running).max_buffered(config.limits.max_buffered);
     let layer = policies.on(layer).observe(observer(Arc::clone(&meter), Arc::clone(&history)));
     let sources =
         Sources { meter: Arc::clone(&meter), layer: layer.clone(), store: store.clone(), data: config.data.clone() };

@@ -1,5 +1,6 @@
-//! A body that must not stand still.
+//! A body on its way through the gateway: it must not stand still, and has no trailers that belong into a head.
 
+use super::forward;
 use http_body::{Body, Frame, SizeHint};
 use oncekey::http::BoxError;
 use std::fmt;
@@ -9,7 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
-/// Ends with [`Stalled`] where the next frame takes longer than the limit, and marks the errors of the body within.
+/// Ends with [`Stalled`] where the next frame takes longer than the limit, and marks the errors of the body within. All bodies pass
+/// through one, of requests and of answers, with a key and without.
 pub struct Paced<B> {
     body: B,
     limit: Duration,
@@ -61,7 +63,7 @@ where
         match Pin::new(&mut paced.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 paced.is_waiting = false;
-                Poll::Ready(frame.map(|frame| frame.map_err(|error| Broken(error.into()).into())))
+                Poll::Ready(frame.map(|frame| frame.map(forward::frame).map_err(|error| Broken(error.into()).into())))
             }
             Poll::Pending => {
                 let limit = paced.limit;

@@ -5,6 +5,7 @@
 
 use super::config::{Config, ScopeFrom, body_size, header};
 use super::settings::{Interrupted, Keep, Preset, Rules, WhenUnavailable};
+use bytesize::ByteSize;
 use http::request::Parts;
 use http::{HeaderName, Method, StatusCode};
 use oncekey::http as layer;
@@ -126,11 +127,16 @@ fn policy(own: &Rules, common: &Rules, config: &Config) -> Result<(Policy, Vec<M
         }
         return Ok((Policy::new().methods([]), methods));
     }
+    let max_body = body_size("max_body", rules.max_body, config.limits.max_body)?;
+    if max_body > config.limits.max_buffered {
+        let (max_body, max_buffered) = (ByteSize::b(max_body as u64), ByteSize::b(config.limits.max_buffered as u64));
+        return Err(format!("max_body = {max_body} is more than max_buffered = {max_buffered}, which it has to fit"));
+    }
     let mut policy = Policy::new()
         .header(config.key_header.clone())
         .methods(methods.clone())
         .required(rules.required.unwrap_or(false))
-        .max_request_body(body_size("max_body", rules.max_body, config.limits.max_body)?)
+        .max_request_body(max_body)
         .request_body_timeout(config.timeouts.body)
         .in_flight(match (rules.in_flight, rules.wait) {
             (_, None) => InFlight::Refuse,

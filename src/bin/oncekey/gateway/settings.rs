@@ -53,6 +53,9 @@ pub struct Settings {
     /// Body of a request with a key at most [default: 1MiB].
     #[arg(long, env = "ONCEKEY_MAX_BODY", value_name = "SIZE")]
     pub max_body: Option<ByteSize>,
+    /// Memory that the bodies of requests with keys take together at most; further ones are answered 503 [default: 256MiB].
+    #[arg(long, env = "ONCEKEY_MAX_BUFFERED", value_name = "SIZE")]
+    pub max_buffered: Option<ByteSize>,
     /// Body of an answer that is stored at most; longer ones pass and can't be replayed [default: 1MiB].
     #[arg(long, env = "ONCEKEY_MAX_ANSWER", value_name = "SIZE")]
     pub max_answer: Option<ByteSize>,
@@ -267,7 +270,7 @@ impl Settings {
         }
         each! {
             upstream listen data durability retention lease max_keys max_bytes scope key_header documentation
-            max_body max_answer max_head max_headers max_connections max_running max_streams
+            max_body max_buffered max_answer max_head max_headers max_connections max_running max_streams
             connect_timeout head_timeout body_timeout answer_timeout idle_timeout write_timeout keep_alive upstream_keep_alive
             tls_timeout drain_timeout tls_cert tls_key upstream_ca admin_listen admin_token_file log_format
         }

@@ -5,7 +5,7 @@
 //! | what happened | was the request sent | status | verdict |
 //! |---|---|---|---|
 //! | no connection, or no TLS handshake, in `connect_timeout` | no | 502 `upstream-unreachable` | release |
-//! | the connection broke, or what came was no HTTP | maybe | 502 `upstream-lost` | unknown |
+//! | the connection broke, or what came was no HTTP, or in an encoding that wasn't asked for | maybe | 502 `upstream-lost` | unknown |
 //! | no head of an answer in `answer_timeout` | yes | 504 `upstream-timeout` | unknown |
 //! | the answer's body broke off or stood still for `idle_timeout` | yes | the upstream's, and the body ends in an error | unknown |
 //!
@@ -135,6 +135,10 @@ impl Inner {
         match tokio::time::timeout(self.answer_timeout, self.client.request(request)).await {
             Ok(Ok(answer)) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 self.failed(Failure::Lost, &"it switched protocols unasked", running)
+            }
+            // No `TE` was sent, so where its body ends is a guess.
+            Ok(Ok(answer)) if !forward::is_encoding_plain(answer.headers()) => {
+                self.failed(Failure::Lost, &"it used a transfer encoding unasked", running)
             }
             Ok(Ok(mut answer)) => {
                 forward::answer(answer.headers_mut());
