@@ -490,7 +490,7 @@ fn on_a_full_disk_no_operation_is_begun_whose_answer_would_find_no_room() {
     };
     assert_eq!(refusal.kind(), ErrorKind::StorageFull, "{refusal}");
     assert!(completed > 50 && store.stats().is_full, "{completed}");
-    kept.complete(b"into a segment of its own").unwrap();
+    kept.complete(b"goes where there is room").unwrap();
     assert_kind(store.reserve(&request("refused as well", 1)), ErrorKind::StorageFull);
     disk.set_capacity(None);
     reserved(store.reserve(&request("at once", 1)).unwrap()).complete(b"").unwrap();

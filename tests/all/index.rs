@@ -484,7 +484,7 @@ fn a_checkpoint_leaves_callers_the_room_that_they_had() {
         let store = builder().index(index).open_simulated(&disk).unwrap();
         let _owners: Vec<_> =
             (0..3).map(|nth| reserved(store.reserve(&request(&format!("{nth}"), 1)).unwrap())).collect();
-        (0..12).for_each(|key| complete(&store, &format!("key{key}"), 30_000));
+        (0..13).for_each(|key| complete(&store, &format!("key{key}"), 30_000));
         disk.set_capacity(Some(disk.files().iter().map(|(_, len)| len).sum()));
         // Nor is there room for a segment ahead.
         store.maintain(usize::MAX).ok();
