@@ -192,8 +192,8 @@ fn log_to_stderr(format: LogFormat, filter: EnvFilter) {
     }
 }
 
-/// One that is misspelt would go unnoticed. It is no reason not to start: Kubernetes sets some of its own for a service that
-/// is called `oncekey`.
+/// One that is misspelt would go unnoticed. It is no reason not to start: other programs may have some that begin alike, and
+/// Kubernetes sets its own for a service that is called `oncekey`.
 fn warn_of_unknown_variables() {
     let arguments = Arguments::augment_args(clap::Command::new("gateway"));
     let known: Vec<&OsStr> = arguments.get_arguments().filter_map(clap::Arg::get_env).collect();
