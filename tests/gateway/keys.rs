@@ -146,3 +146,17 @@ fn routes_have_rules_of_their_own() {
     assert_eq!(ask(put("{\"amount\": 2}")).status, 422);
     assert_eq!(ask(put(&"x".repeat(65))).status, 413);
 }
+
+#[test]
+fn another_spelling_of_a_path_is_another_route_and_falls_to_the_common_policy() {
+    let upstream = Upstream::counting();
+    let route = "[[route]]\npath = \"/pay/{id}\"\nrequired = true\n";
+    let spellings = ["/pay/1/", "//pay/1", "/./pay/1", "/x/../pay/1", "/%70ay/1", "/Pay/1"];
+    let loose = Setup::new(&upstream).file(route).start();
+    let strict = Setup::new(&upstream).file(&format!("[policy]\nrequired = true\n{route}")).start();
+    assert_eq!(ask(loose.address, post_with("/pay/1", &[], "{}")).problem(), "key-missing");
+    for path in spellings {
+        assert_eq!(ask(loose.address, post_with(path, &[], "{}")).status, 201, "{path}");
+        assert_eq!(ask(strict.address, post_with(path, &[], "{}")).problem(), "key-missing", "{path}");
+    }
+}

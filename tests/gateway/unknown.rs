@@ -29,6 +29,20 @@ fn a_connection_that_is_lost_leaves_the_key_held() {
 }
 
 #[test]
+fn an_answer_with_more_headers_than_can_be_read_leaves_the_key_held() {
+    let answer = |fields: usize| {
+        let fields: String = (0..fields).map(|number| format!("x-{number}: 1\r\n")).collect();
+        format!("HTTP/1.1 200 Fine\r\n{fields}content-length: 0\r\n\r\n").into_bytes()
+    };
+    let upstream = Upstream::start(move |seen| Act::Send(answer(if seen.target == "/fits" { 99 } else { 100 })));
+    let gateway = Setup::new(&upstream).start();
+    assert_eq!(ask(gateway.address, post("/fits", "k", "{}")).status, 200);
+    let lost = ask(gateway.address, post("/", "k", "{}"));
+    assert_eq!((lost.status, lost.problem().as_str()), (502, "upstream-lost"));
+    assert_held(&gateway, &upstream);
+}
+
+#[test]
 fn an_upstream_that_is_silent_for_too_long_leaves_the_key_held() {
     let upstream = Upstream::start(|_| Act::SendAndHang(Vec::new()));
     let gateway = Setup::new(&upstream).flag("--answer-timeout", "300ms").flag("--connect-timeout", "200ms").start();

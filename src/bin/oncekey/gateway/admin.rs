@@ -1,8 +1,8 @@
-//! The admin address: health, metrics, the dashboard with its live samples, the search for one key, and what may be done about it.
+//! The admin address: health, metrics, the dashboard with its live samples, the search for one key and its resolving.
 //!
-//! Without a token anybody who reaches the address may read, and resolve keys. A web page of another origin may not: it can't read answers,
-//! it can't send JSON without being asked about it first, nor from its origin, and it can't rebind its name to this address either, since
-//! only loopback addresses and `localhost` are taken as a host then.
+//! Without a token anybody who reaches the address may read, and resolve keys. A web page of another origin may not: it can't
+//! read answers, what it sends is refused by its `Origin`, and it can't rebind its name to this address either, since only
+//! loopback addresses and `localhost` are taken as a host then.
 
 use super::config::{ScopeFrom, Token};
 use super::history::{Happened, History};

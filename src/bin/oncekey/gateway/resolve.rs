@@ -1,7 +1,7 @@
 //! What an operator does about one key: frees it, or has it forgotten.
 //!
-//! Nobody else may begin the operation meanwhile, or what is freed or forgotten would be another run than the one that was looked at. So
-//! the key is reserved first, as by a client with the same payload; what is running is left alone.
+//! Nobody else may begin the operation meanwhile, or another run than the one that was looked at would lose its key. So the key
+//! is reserved first, as by a client with the same payload; what is running is left alone.
 
 use super::admin::unix_ms;
 use super::history::{Happened, History};
@@ -43,7 +43,8 @@ pub enum Done {
     Refused(&'static str),
 }
 
-/// Blocks until it is done and, in a synced store, on the device. It is logged and counted even if nobody waits for it any more.
+/// Blocks until it is done, in a synced store on the device as well. It is logged and counted though nobody may wait for it any
+/// more.
 pub fn carry_out(deed: Deed, named: &Named, sources: &Sources, history: &History) -> oncekey::Result<Done> {
     let done = match deed {
         Deed::Release => release(&sources.store, named),
@@ -115,7 +116,7 @@ fn erase(store: &Store, named: &Named) -> oncekey::Result<Done> {
     let (fresh, interrupted) = match store.reserve(&request.fingerprint(fingerprint))? {
         Outcome::Reserved(reservation) => (Some(reservation), None),
         Outcome::Interrupted(reservation) => (None, Some(reservation)),
-        // Nobody runs what is done. The handle goes at once, for the erasure waits for it.
+        // Nobody runs what is done, unless its retention ends right now. The handle goes at once: the erasure waits for it.
         Outcome::Replay(_) => (None, None),
         Outcome::InFlight(_) | Outcome::Mismatch(_) => return Ok(Done::Refused(CHANGED)),
     };
