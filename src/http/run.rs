@@ -30,6 +30,9 @@ use tower_service::Service;
 /// An answer that tells a length up to this, in bytes, is stored before its head is sent.
 const HELD: u64 = 64 * 1024;
 
+/// A piece of an answer up to this, in bytes, is kept as a copy: it may be all that is left of a larger buffer that it was read into.
+const SMALL: usize = 16 * 1024;
+
 /// A future that, dropped before its end, goes on as a task.
 pub(super) struct Detached<T: Send + 'static> {
     future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
@@ -198,6 +201,7 @@ async fn next(body: &mut Body, waits: bool) -> Turn {
             };
             match frame.into_data() {
                 Ok(data) if data.is_empty() => {}
+                Ok(data) if data.len() <= SMALL => return Poll::Ready(Turn::Data(Bytes::copy_from_slice(&data))),
                 Ok(data) => return Poll::Ready(Turn::Data(data)),
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {

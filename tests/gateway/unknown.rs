@@ -29,6 +29,25 @@ fn a_connection_that_is_lost_leaves_the_key_held() {
 }
 
 #[test]
+fn an_answer_in_an_encoding_that_was_not_asked_for_leaves_the_key_held() {
+    let chunk = "2\r\nok\r\n0\r\n\r\n";
+    for encoding in ["gzip, chunked", "gzip", "chunked, gzip", "chunked, chunked", "identity", "xchunked"] {
+        let sent = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: {encoding}\r\n\r\n{chunk}");
+        let upstream = Upstream::start(move |_| Act::SendAndClose(sent.clone().into()));
+        let gateway = Setup::new(&upstream).start();
+        for request in [post("/", "k", "{}"), post_with("/", &[], "{}")] {
+            let answer = ask(gateway.address, request);
+            assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-lost"), "{encoding}");
+        }
+        assert_held(&gateway, &upstream);
+    }
+    let sent = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n{chunk}");
+    let upstream = Upstream::start(move |_| Act::Send(sent.clone().into()));
+    let gateway = Setup::new(&upstream).start();
+    assert_eq!(ask(gateway.address, post("/", "k", "{}")).text(), "ok");
+}
+
+#[test]
 fn an_upstream_that_is_silent_for_too_long_leaves_the_key_held() {
     let upstream = Upstream::start(|_| Act::SendAndHang(Vec::new()));
     let gateway = Setup::new(&upstream).flag("--answer-timeout", "300ms").flag("--connect-timeout", "200ms").start();
