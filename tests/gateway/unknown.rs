@@ -22,6 +22,7 @@ fn a_connection_that_is_lost_leaves_the_key_held() {
         let gateway = Setup::new(&upstream).start();
         let answer = ask(gateway.address, post("/", "k", "{}"));
         assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-lost"), "{sent:?}");
+        assert_eq!(answer.header("idempotency-problem"), Some("urn:oncekey:problem:upstream-lost"));
         assert_held(&gateway, &upstream);
         assert_eq!(upstream.seen().len(), 1, "{sent:?}");
         gateway.wait_for_log("its key is held");
