@@ -2,6 +2,9 @@
 //!
 //! Each round drives all subjects one after the other, and ratios are taken within a round; what is told is their median.
 //! Servers are processes of their own, with as many threads as there are cores.
+//!
+//! With `--distinct-keys 1000000` it measures no rates: it sends that many keys to a gateway that may hold a tenth of them, and
+//! ends with an error if one ran that wasn't answered so, or memory grew beyond what the keys held account for.
 
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
@@ -12,13 +15,18 @@ use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs;
 use std::future::Future;
-use std::io::{self, BufRead, BufReader, Write as _};
+use std::io::{self, BufRead, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
 use tokio::net::TcpListener;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -34,6 +42,12 @@ struct Args {
     /// Connections of wrk.
     #[arg(long, default_value_t = 32)]
     connections: u32,
+    /// Keys that are sent once each to a gateway with `--max-keys`, instead of measuring.
+    #[arg(long)]
+    distinct_keys: Option<u64>,
+    /// Keys that the gateway may hold then.
+    #[arg(long, default_value_t = 100_000)]
+    max_keys: u64,
     /// What this process is to serve, instead of measuring.
     #[arg(long)]
     serve: Option<Part>,
@@ -51,9 +65,10 @@ enum Part {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done = match args.serve {
-        None => measure(&args),
-        Some(part) => serve(part, args.upstream),
+    let done = match (args.serve, args.distinct_keys) {
+        (None, None) => measure(&args),
+        (None, Some(keys)) => flood(keys, &args),
+        (Some(part), _) => serve(part, args.upstream),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -145,6 +160,14 @@ impl Drop for Server {
     }
 }
 
+/// A gateway whose data is in a new directory.
+fn gateway(upstream: &str, dir: &Path, more: &[&str]) -> Result<Server, AnyError> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oncekey"));
+    command.args(["gateway", "--upstream", upstream, "--scope", "single-tenant"]).args(more);
+    command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data"]);
+    Server::start(command.arg(tempfile::tempdir_in(dir)?.keep()))
+}
+
 /// What is asked of a subject.
 #[derive(Clone, Copy)]
 enum Load {
@@ -224,22 +247,7 @@ fn measure(args: &Args) -> Result<(), AnyError> {
     let own = std::env::current_exe()?;
     let upstream = Server::start(Command::new(&own).args(["--serve", "upstream"]))?;
     let proxy = Server::start(Command::new(&own).args(["--serve", "proxy", "--upstream", &upstream.url]))?;
-    let gateway = |durability: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_oncekey"));
-        command.args([
-            "gateway",
-            "--upstream",
-            &upstream.url,
-            "--listen",
-            "127.0.0.1:0",
-            "--admin-listen",
-            "127.0.0.1:0",
-        ]);
-        command
-            .args(["--scope", "single-tenant", "--durability", durability, "--data"])
-            .arg(dir.path().join(durability));
-        Server::start(&mut command)
-    };
+    let gateway = |durability| gateway(&upstream.url, dir.path(), &["--durability", durability]);
     let buffered = gateway("buffered")?;
     let synced = gateway("synced")?;
     for server in [&buffered, &synced] {
@@ -272,4 +280,126 @@ fn measure(args: &Args) -> Result<(), AnyError> {
         println!("{what}: {ratio:.2}x (aim >= {aim}x, {})", if ratio >= aim { "met" } else { "MISSED" });
     }
     Ok(())
+}
+
+/// Requests that are sent in one piece.
+const AT_ONCE: u64 = 64;
+/// What a gateway takes that holds no keys, the files that it has mapped included.
+const BASE_BYTES: u64 = 64 << 20;
+/// What a key may take beside: its slot, its records in the mapped journal, its answer there.
+const KEY_BYTES: u64 = 1 << 10;
+
+/// Sends each key once, pipelined, and compares what was answered with what ran and with what the gateway took of memory.
+fn flood(keys: u64, args: &Args) -> Result<(), AnyError> {
+    let dir = tempfile::tempdir()?;
+    let runs = Arc::new(AtomicU64::new(0));
+    let runtime = tokio::runtime::Runtime::new()?;
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
+    let upstream = format!("http://{}", listener.local_addr()?);
+    let counted = Arc::clone(&runs);
+    runtime.spawn(accept(listener, move |request: Request<Incoming>| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        async {
+            request.into_body().collect().await.ok();
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(ANSWER.as_bytes()))))
+        }
+    }));
+    let most = args.max_keys.to_string();
+    let server = gateway(&upstream, dir.path(), &["--durability", "buffered", "--max-keys", &most])?;
+    let address = server.url.trim_start_matches("http://");
+
+    let (began, next) = (Instant::now(), AtomicU64::new(0));
+    let mut answers = BTreeMap::<u16, u64>::new();
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..args.connections).map(|_| scope.spawn(|| client(address, &next, keys))).collect();
+        for client in clients {
+            for (status, count) in client.join().map_err(|_| "a client panicked")?? {
+                *answers.entry(status).or_default() += count;
+            }
+        }
+        Ok::<_, AnyError>(())
+    })?;
+    let elapsed_s = began.elapsed().as_secs_f64();
+    let peak = peak_bytes(server.child.id())?;
+    let bound = BASE_BYTES + args.max_keys * KEY_BYTES;
+    let ran = runs.load(Ordering::Relaxed);
+    println!(
+        "{keys} keys, {most} held at most: answers {answers:?}, {ran} runs, peak memory {} MiB (bound {} MiB), {elapsed_s:.0} s",
+        peak >> 20,
+        bound >> 20
+    );
+    let made: u64 = answers.range(200..300).map(|(_, count)| count).sum();
+    let refused = answers.get(&503).copied().unwrap_or(0);
+    let mut wrong = Vec::new();
+    if made + refused != keys {
+        wrong.push("there are other answers than 2xx and 503");
+    }
+    if made != ran {
+        wrong.push("not as many ran as were answered so");
+    }
+    if made != keys.min(args.max_keys) {
+        wrong.push("it holds another number of keys than it may");
+    }
+    if peak > bound {
+        wrong.push("it took too much memory");
+    }
+    let mut stream = BufReader::new(TcpStream::connect(address)?);
+    send(stream.get_mut(), address, 0..1)?;
+    let (status, is_replay) = answer(&mut stream)?;
+    if (status, is_replay, runs.load(Ordering::Relaxed)) != (200, true, ran) {
+        wrong.push("an early key is not replayed");
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ").into()) }
+}
+
+/// How often which status was answered to one connection.
+fn client(address: &str, next: &AtomicU64, keys: u64) -> Result<BTreeMap<u16, u64>, AnyError> {
+    let mut stream = BufReader::new(TcpStream::connect(address)?);
+    let mut answers = BTreeMap::new();
+    loop {
+        let from = next.fetch_add(AT_ONCE, Ordering::Relaxed);
+        let to = keys.min(from + AT_ONCE);
+        if from >= to {
+            return Ok(answers);
+        }
+        send(stream.get_mut(), address, from..to)?;
+        for _ in from..to {
+            *answers.entry(answer(&mut stream)?.0).or_default() += 1;
+        }
+    }
+}
+
+fn send(stream: &mut TcpStream, host: &str, keys: std::ops::Range<u64>) -> io::Result<()> {
+    let request = |key| {
+        let head = format!("POST / HTTP/1.1\r\nHost: {host}\r\nIdempotency-Key: key-{key}\r\n");
+        format!("{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len())
+    };
+    stream.write_all(keys.map(request).collect::<String>().as_bytes())
+}
+
+/// Status of the next answer, and whether it is a replay.
+fn answer(stream: &mut impl BufRead) -> Result<(u16, bool), AnyError> {
+    let mut line = String::new();
+    stream.read_line(&mut line)?;
+    let status = line.split(' ').nth(1).ok_or("the connection ended before an answer")?.parse()?;
+    let (mut len, mut is_replay) = (0, false);
+    loop {
+        line.clear();
+        stream.read_line(&mut line)?;
+        match line.trim_end().split_once(": ") {
+            Some(("content-length", value)) => len = value.parse()?,
+            Some(("idempotency-replayed", value)) => is_replay = value == "true",
+            Some(_) => {}
+            None => break,
+        }
+    }
+    io::copy(&mut stream.take(len), &mut io::sink())?;
+    Ok((status, is_replay))
+}
+
+/// The most memory that a process had at a time.
+fn peak_bytes(process: u32) -> Result<u64, AnyError> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no peak of memory is told")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
 }

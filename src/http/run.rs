@@ -30,6 +30,9 @@ use tower_service::Service;
 /// An answer that tells a length up to this, in bytes, is stored before its head is sent.
 const HELD: u64 = 64 * 1024;
 
+/// A piece of an answer up to this, in bytes, is kept as a copy: it may be all that is left of a larger buffer that it was read into.
+const SMALL: usize = 16 * 1024;
+
 /// A future that, dropped before its end, goes on as a task.
 pub(super) struct Detached<T: Send + 'static> {
     future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
@@ -64,6 +67,9 @@ impl<T: Send + 'static> Drop for Detached<T> {
     }
 }
 
+/// What a service comes to.
+type Answered<E> = Result<Response<Body>, E>;
+
 /// Runs the operation to its end, whether or not its client stays for the answer.
 pub(super) fn detached<S, R>(
     operation: Operation,
@@ -71,7 +77,7 @@ pub(super) fn detached<S, R>(
     body: Bytes,
     trailers: Option<HeaderMap>,
     inner: S,
-) -> Detached<Result<Result<Response<Body>, S::Error>, Panicked>>
+) -> Detached<Result<Answered<S::Error>, Panicked>>
 where
     S: Service<Request<Body>, Response = Response<R>> + Send + 'static,
     S::Future: Send + 'static,
@@ -93,7 +99,7 @@ fn run<S, R>(
     body: Bytes,
     trailers: Option<HeaderMap>,
     mut inner: S,
-) -> impl Future<Output = Result<Response<Body>, S::Error>> + Send
+) -> impl Future<Output = Answered<S::Error>> + Send
 where
     S: Service<Request<Body>, Response = Response<R>> + Send,
     S::Future: Send,
@@ -213,6 +219,7 @@ async fn next(body: &mut Body, waits: bool) -> Turn {
             };
             match frame.into_data() {
                 Ok(data) if data.is_empty() => {}
+                Ok(data) if data.len() <= SMALL => return Poll::Ready(Turn::Data(Bytes::copy_from_slice(&data))),
                 Ok(data) => return Poll::Ready(Turn::Data(data)),
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
@@ -523,6 +530,7 @@ impl Operation {
 }
 
 /// What is to be written at an operation's end.
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment")]
 enum Write {
     Answer(ToStore),
     Release(Reservation),

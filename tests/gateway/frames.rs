@@ -1,6 +1,6 @@
 //! HTTP/2 of clients that mean no good: frames written by hand.
 
-use crate::client::{Client, ask, get, post};
+use crate::client::{Client, ask, get, post, post_with};
 use crate::process::{Gateway, Setup};
 use crate::upstream::{Act, Upstream};
 
@@ -9,6 +9,7 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -182,4 +183,53 @@ fn a_request_taken_back_while_it_runs_keeps_its_answer() {
     assert_eq!(end_of(&mut client, 3), End::Answered);
     assert_eq!(ask(gateway.address, post("/", "k", "")).header("idempotency-replayed"), Some("true"));
     assert_eq!(upstream.seen().len(), 1);
+}
+
+#[test]
+fn slow_bodies_over_the_bound_are_refused_and_make_way_when_they_leave() {
+    const PIECE: usize = 16 * 1024;
+    const BOUND: usize = 64;
+    const CONNECTIONS: usize = 16;
+    let upstream = Upstream::counting();
+    let gateway = Setup::new(&upstream).flag("--max-buffered", "1MiB").start();
+    let held = || gateway.metric("oncekey_http_buffered_bytes") as usize;
+    // Twice as many as fit.
+    let begin = |client: &mut Client, connection: usize, more: &[(&str, &str)]| {
+        for number in 0..(2 * BOUND / CONNECTIONS) as u32 {
+            let key = format!("slow-{connection}-{number}");
+            client.send(frame(HEADERS, END_HEADERS, 2 * number + 1, &head("/", &key, more)));
+        }
+    };
+    let mut silent: Vec<_> = (0..CONNECTIONS).map(|_| connect(&gateway)).collect();
+    for (connection, client) in silent.iter_mut().enumerate() {
+        begin(client, connection, &[("content-length", "1000000")]);
+    }
+    // What is only announced takes nothing.
+    assert_eq!(ask(gateway.address, post("/", "before", "{}")).status, 201);
+    assert_eq!(held(), 0);
+    let mut slow: Vec<_> = (0..CONNECTIONS).map(|_| connect(&gateway)).collect();
+    for (connection, client) in slow.iter_mut().enumerate() {
+        // Until then it may not send as much.
+        while read(client).is_some_and(|frame| frame.kind != WINDOW_UPDATE) {}
+        begin(client, connection, &[]);
+        for number in 0..(2 * BOUND / CONNECTIONS) as u32 {
+            client.send(frame(DATA, 0, 2 * number + 1, &[b'x'; PIECE]));
+        }
+    }
+    while gateway.metric("oncekey_http_events_total{kind=\"unavailable\"}") < BOUND as u64 {
+        std::thread::yield_now();
+    }
+    assert_eq!(held(), BOUND * PIECE);
+    let refused = ask(gateway.address, post("/", "k", "{}"));
+    assert_eq!((refused.status, refused.problem().as_str()), (503, "too-much-buffered"));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    // What is not held passes.
+    assert_eq!(ask(gateway.address, post("/", "empty", "")).status, 201);
+    assert_eq!(ask(gateway.address, post_with("/", &[], "{}")).status, 201);
+    assert_eq!((gateway.metric("oncekey_http_store_keys"), upstream.seen().len()), (2, 3));
+    drop((silent, slow));
+    while held() > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(ask(gateway.address, post("/", "k", "{}")).text(), "made 3");
 }

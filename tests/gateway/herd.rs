@@ -33,13 +33,19 @@ pub fn keyed(address: SocketAddr, path: &str, key: &str) -> Request<Full<Bytes>>
 /// An answer over HTTP/2, in the form of one over HTTP/1.1.
 pub async fn whole(response: Response<Incoming>) -> Answer {
     let status = response.status().as_u16();
-    let text = |value: &http::HeaderValue| value.to_str().unwrap().to_owned();
-    let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-    let (body, is_whole) = match response.into_body().collect().await {
-        Ok(body) => (body.to_bytes().to_vec(), true),
-        Err(_) => (Vec::new(), false),
+    let fields = |map: &http::HeaderMap| {
+        let text = |value: &http::HeaderValue| value.to_str().unwrap().to_owned();
+        map.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
     };
-    Answer { status, headers, body, trailers: Vec::new(), is_whole }
+    let headers = fields(response.headers());
+    let (body, trailers, is_whole) = match response.into_body().collect().await {
+        Ok(body) => {
+            let trailers = body.trailers().map_or(Vec::new(), fields);
+            (body.to_bytes().to_vec(), trailers, true)
+        }
+        Err(_) => (Vec::new(), Vec::new(), false),
+    };
+    Answer { status, headers, body, trailers, is_whole }
 }
 
 /// A gateway before a service that answers when the gate is open.

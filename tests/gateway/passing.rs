@@ -1,8 +1,11 @@
 //! What passes the gateway, and how it looks on the other side.
 
 use crate::client::{Client, ask, get};
+use crate::herd;
 use crate::process::Setup;
 use crate::upstream::{Act, Gate, Upstream, answer};
+use http::Request;
+use http_body_util::Full;
 
 #[test]
 fn a_request_without_a_key_passes_as_it_is() {
@@ -163,4 +166,55 @@ fn http_2_without_tls_is_spoken_where_the_client_begins_with_it() {
     assert!(first.starts_with("HTTP/2 201") && first.ends_with("made 0"), "{first}");
     assert!(second.contains("idempotency-replayed: true") && second.ends_with("made 0"), "{second}");
     assert_eq!(upstream.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn trailers_that_belong_into_a_head_end_no_answer_and_are_not_stored() {
+    let gate = Gate::default();
+    let held = gate.clone();
+    let upstream = Upstream::start(move |_| {
+        let begin = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n2\r\nok\r\n";
+        let misplaced = "connection: close\r\ntransfer-encoding: chunked\r\ncontent-length: 7\r\nset-cookie: a=b\r\n";
+        let end = format!("0\r\nx-sum: 1\r\n{misplaced}host: a\r\ncontent-type: text/html\r\n\r\n");
+        Act::At(held.clone(), begin.into(), Box::new(Act::Send(end.into())))
+    });
+    let gateway = Setup::new(&upstream).start();
+    let mut sender = herd::connect(gateway.address).await;
+    for key in [None, Some("live"), Some("live"), Some("at-once")] {
+        let mut request = herd::keyed(gateway.address, "/", key.unwrap_or_default());
+        if key.is_none() {
+            request.headers_mut().clear();
+        }
+        let response = sender.send_request(request).await.unwrap();
+        gate.open();
+        let answer = herd::whole(response).await;
+        assert_eq!((answer.is_whole, answer.text().as_str()), (true, "ok"), "{key:?} {answer:?}");
+        assert_eq!(answer.trailers, [("x-sum".to_owned(), "1".to_owned())], "{key:?}");
+    }
+    assert_eq!(upstream.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn over_http_2_the_host_is_that_of_the_authority_and_no_other() {
+    let upstream = Upstream::counting();
+    let gateway = Setup::new(&upstream).flag("--scope", "header:Host").start();
+    let mut sender = herd::connect(gateway.address).await;
+    let mut ask = async |authority: &str, host: Option<&str>| {
+        let mut request = Request::post(format!("http://{authority}/")).header("idempotency-key", "k");
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        herd::whole(sender.send_request(request.body(Full::default()).unwrap()).await.unwrap()).await
+    };
+    assert_eq!(ask("a.example", None).await.text(), "made 0");
+    assert_eq!(ask("b.example", None).await.text(), "made 1");
+    assert_eq!(ask("a.example", Some("A.example")).await.text(), "made 0");
+    for (authority, host) in [("a.example", "b.example"), ("a.example", "a.example:81"), ("user:secret@a.example", "")]
+    {
+        let answer = ask(authority, Some(host).filter(|host| !host.is_empty())).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (400, "host-invalid"), "{authority} {host}");
+    }
+    let seen = upstream.seen();
+    let hosts: Vec<_> = seen.iter().map(|seen| seen.header("x-forwarded-host")).collect();
+    assert_eq!(hosts, [Some("a.example"), Some("b.example")]);
 }

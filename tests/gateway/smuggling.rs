@@ -73,6 +73,9 @@ fn hosts_and_versions_that_no_server_should_take_are_refused() {
         "GET / HTTP/9.9\r\nhost: a\r\n\r\n",
         "GET /a b HTTP/1.1\r\nhost: a\r\n\r\n",
         "GET\r\n\r\n",
+        "GET http://user:secret@a/ HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET http://user@a/ HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: user:secret@a\r\n\r\n",
     ] {
         let mut client = Client::connect(gateway.address);
         client.send(request);

@@ -22,6 +22,7 @@ fn a_connection_that_is_lost_leaves_the_key_held() {
         let gateway = Setup::new(&upstream).start();
         let answer = ask(gateway.address, post("/", "k", "{}"));
         assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-lost"), "{sent:?}");
+        assert_eq!(answer.header("idempotency-problem"), Some("urn:oncekey:problem:upstream-lost"));
         assert_held(&gateway, &upstream);
         assert_eq!(upstream.seen().len(), 1, "{sent:?}");
         gateway.wait_for_log("its key is held");
@@ -40,6 +41,25 @@ fn an_answer_with_more_headers_than_can_be_read_leaves_the_key_held() {
     let lost = ask(gateway.address, post("/", "k", "{}"));
     assert_eq!((lost.status, lost.problem().as_str()), (502, "upstream-lost"));
     assert_held(&gateway, &upstream);
+}
+
+#[test]
+fn an_answer_in_an_encoding_that_was_not_asked_for_leaves_the_key_held() {
+    let chunk = "2\r\nok\r\n0\r\n\r\n";
+    for encoding in ["gzip, chunked", "gzip", "chunked, gzip", "chunked, chunked", "identity", "xchunked"] {
+        let sent = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: {encoding}\r\n\r\n{chunk}");
+        let upstream = Upstream::start(move |_| Act::SendAndClose(sent.clone().into()));
+        let gateway = Setup::new(&upstream).start();
+        for request in [post("/", "k", "{}"), post_with("/", &[], "{}")] {
+            let answer = ask(gateway.address, request);
+            assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-lost"), "{encoding}");
+        }
+        assert_held(&gateway, &upstream);
+    }
+    let sent = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n{chunk}");
+    let upstream = Upstream::start(move |_| Act::Send(sent.clone().into()));
+    let gateway = Setup::new(&upstream).start();
+    assert_eq!(ask(gateway.address, post("/", "k", "{}")).text(), "ok");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The HTTP layer, around services in this process.
 
 mod answers;
+mod buffered;
 mod detached;
 mod grpc;
 mod in_flight;

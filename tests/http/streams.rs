@@ -421,3 +421,31 @@ fn a_duplicate_never_follows_the_answer_to_another_payload() {
         read(second.await).await.assert_problem(422, "key-reused");
     });
 }
+
+/// What a piece was read into.
+struct Buffer {
+    bytes: [u8; 8192],
+    _open: Arc<()>,
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[tokio::test]
+async fn small_pieces_do_not_keep_what_they_were_read_into() {
+    let (frames, service, _) = streaming(&store(), Policy::new());
+    let open = Arc::new(());
+    let mut first = begin(&service, post("a", "")).await.into_body();
+    for _ in 0..100 {
+        let buffer = Bytes::from_owner(Buffer { bytes: [b'x'; 8192], _open: Arc::clone(&open) });
+        frames.send(Ok(Frame::data(buffer.slice(..3)))).unwrap();
+        drop(buffer);
+        assert_eq!(piece(&mut first).await.unwrap().unwrap(), "xxx");
+    }
+    assert_eq!(Arc::strong_count(&open), 1);
+    let mut second = begin(&service, post("a", "")).await.into_body();
+    assert_eq!(piece(&mut second).await.unwrap().unwrap(), "xxx");
+}
