@@ -33,7 +33,8 @@ EVERYTHING = --locked --workspace --all-features
 
 # Unit, integration and doc tests.
 unit:
-	cargo test $(EVERYTHING)
+	cargo test $(EVERYTHING) --tests
+	cargo test $(EVERYTHING) --doc
 
 # Every interleaving of the steps of the state word, the watermark, group commit and the waking of waiters.
 loom:
@@ -84,15 +85,9 @@ fuzz-record_decode-long fuzz-wheel-long: SHARE = 45
 fuzz-%-long:
 	$(MAKE) fuzz-$* FUZZ_END=-runs=$$(($(RUNS) * $(SHARE) / 100))
 
-# Where cargo puts programs.
-BUILT = $(or $(CARGO_TARGET_DIR),target)/debug
-
 demo:
 	cargo run --locked --release --example checkout
-	cargo build $(EVERYTHING) --bins
-	$(BUILT)/axum_payments
-	$(BUILT)/llm_stream
-	$(BUILT)/tonic_orders
+	cargo test $(EVERYTHING) --test demo
 
 bench:
 	cargo bench --locked

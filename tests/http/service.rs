@@ -60,8 +60,10 @@ where
     let service = service_fn(move |request| {
         runs.fetch_add(1, Ordering::SeqCst);
         let response = handler(request);
-        async move { Ok::<_, Infallible>(response.await) }
+        async move { Ok(response.await.map(Body::new)) }
     });
+    // Of one type for all handlers, so that the layer is compiled for one.
+    let service: Service = BoxCloneSyncService::new(service);
     (BoxCloneSyncService::new(layer.layer(service)), log)
 }
 
