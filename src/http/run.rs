@@ -7,7 +7,7 @@ use super::layer::{
     ATTEMPT, Asked, Claimed, Counted, FENCE, Live, RECOVERY_POINT, UNAVAILABLE, mark_expiry, mark_replayed, unclaim,
 };
 use super::policy::{Interrupted, Interruption, Reconcile, Reconciled, Verdict, grpc_verdict};
-use super::problem::{GRPC_STATUS, PROBLEM, Problem, byte_sequence};
+use super::problem::{GRPC_STATUS, Own, PROBLEM, PROBLEM_PREFIX, Problem, byte_sequence};
 use super::recording::Recording;
 use super::running::Running;
 use super::{BoxError, blocking};
@@ -445,7 +445,7 @@ impl Operation {
             return Some(own);
         }
         // Another layer behind this one answered for itself, and will do so again.
-        if head.headers.contains_key(PROBLEM) {
+        if is_of_a_layer(head) {
             return Some(Verdict::Release);
         }
         let by_policy = || self.asked.policy.verdicts.verdict(head);
@@ -575,6 +575,13 @@ impl Drop for Operation {
     fn drop(&mut self) {
         self.abandon(None);
     }
+}
+
+/// Whether it is a problem of a layer: in this process, or as one that is further away says it.
+fn is_of_a_layer(head: &response::Parts) -> bool {
+    let is_problem = |name: &HeaderValue| name.as_bytes().starts_with(PROBLEM_PREFIX.as_bytes());
+    let is_said = || !head.status.is_success() && head.headers.get(PROBLEM).is_some_and(is_problem);
+    head.extensions.get::<Own>().is_some() || is_said()
 }
 
 fn is_grpc_failure(headers: &HeaderMap) -> bool {

@@ -72,8 +72,8 @@ const LEAD: u64 = 15 << 20;
 const ROOM_FOR_ANSWERS: usize = 2;
 /// The same in spares, on a disk that has no room for another.
 const SPARES_FOR_ANSWERS: usize = 1;
-/// Without one, the part of a segment that has to be left where answers go.
-const SHARE_FOR_ANSWERS: u64 = 8;
+/// Without any, the part of a segment that has to be left.
+const LEAST_SHARE: u64 = 8;
 /// Segments beyond `max_bytes` that upkeep may take for a while, to move survivors of reservations and of answers: a store may
 /// be opened with no room left under its limit.
 const ROOM_FOR_UPKEEP: u64 = 2;
@@ -511,19 +511,22 @@ impl Journal {
         self.used_bytes.load(Ordering::Relaxed) + needed * self.options.segment_len <= max_bytes
     }
 
-    /// Whether the disk has none, and too little is left for the answers of more reservations.
+    /// Whether the disk has none, and too little is left for more reservations and their answers.
     #[inline]
     pub(crate) fn is_out_of_disk(&self) -> bool {
         // Relaxed: whoever sees it late finds out by itself.
-        self.is_disk_full.load(Ordering::Relaxed) && self.is_short_of_answers()
+        self.is_disk_full.load(Ordering::Relaxed) && self.is_short()
     }
 
     #[cold]
-    fn is_short_of_answers(&self) -> bool {
-        let least = self.options.segment_len / SHARE_FOR_ANSWERS;
-        let mut answers = self.streams[1..=Stream::ANSWERS.0].iter();
-        self.spares_ahead() < HELD_BACK + SPARES_FOR_ANSWERS
-            && !answers.any(|head| head.active.load().has_room_for(least))
+    fn is_short(&self) -> bool {
+        let least = self.options.segment_len / LEAST_SHARE;
+        let has_room = |head: &StreamHead| head.active.load().has_room_for(least);
+        let spares = self.spares_ahead().saturating_sub(HELD_BACK);
+        let for_answers = spares >= SPARES_FOR_ANSWERS || self.streams[1..=Stream::ANSWERS.0].iter().any(has_room);
+        // A reservation takes none of those for answers.
+        let for_reservations = spares > SPARES_FOR_ANSWERS || has_room(&self.streams[Stream::RESERVATIONS.0]);
+        !(for_reservations && for_answers)
     }
 
     fn spares_ahead(&self) -> usize {

@@ -105,8 +105,9 @@ fn an_erased_key_leaves_nothing_behind() {
     }
     assert!(!is_held(key) && !is_held("made 1"));
     assert_eq!(ask(gateway.address, post("/", key, "{}")).text(), "made 2");
-    // What is gone already is erased without being brought back.
-    assert_eq!(resolve(&gateway, "erase", "lost").status, 200);
+    // What is gone already is not brought back.
+    let gone = resolve(&gateway, "erase", "lost");
+    assert_eq!((gone.status, gone.problem().as_str()), (404, "key-unknown"));
     assert_eq!(found(&gateway, "lost")["state"], "absent");
 }
 

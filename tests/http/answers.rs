@@ -328,3 +328,24 @@ async fn what_only_the_layer_says_of_keys_is_not_taken_from_a_service() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_header_of_problems_does_not_make_a_success_one() {
+    for (status, claim, runs) in [
+        (200, "none", 1),
+        (200, "urn:oncekey:problem:in-flight", 1),
+        (409, "none", 1),
+        (409, "urn:oncekey:problem:in-flight", 2),
+    ] {
+        let handler = move |_| async move {
+            let response = Response::builder().status(status).header("idempotency-problem", claim);
+            response.body(Full::new(Bytes::from_static(b"done"))).unwrap()
+        };
+        let (service, log) = around(layer(&store(), Policy::new()), handler);
+        for _ in 0..2 {
+            let answer = send(&service, post("a", "")).await;
+            assert_eq!((answer.status.as_u16(), answer.text()), (status, "done"));
+        }
+        assert_eq!(log.runs(), runs, "{status} {claim}");
+    }
+}

@@ -252,6 +252,7 @@ impl Admin {
                 Err(problem
                     .detail("Its answer is being read: its bytes are overwritten later. Ask again to wait for it."))
             }
+            Done::Unknown => Err(Problem::new(StatusCode::NOT_FOUND, "key-unknown", "Nothing is known of this key")),
             Done::Refused(why) => {
                 let problem = Problem::new(StatusCode::CONFLICT, "state-unfit", "The key's state does not allow it");
                 Err(problem.detail(why))

@@ -7,6 +7,7 @@
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
+use http::uri::Authority;
 use http::{Request, Version, header};
 use http_body::Frame;
 use std::net::IpAddr;
@@ -96,7 +97,14 @@ pub fn is_host_plain<B>(request: &Request<B>) -> bool {
         (Some(host), Some(authority)) => request.version() != Version::HTTP_2 || host.eq_ignore_ascii_case(authority),
         (Some(_), None) | (None, _) => true,
     };
-    is_said && is_one && hosts.next().is_none() && !host.into_iter().chain(authority).any(|host| host.contains(&b'@'))
+    is_said && is_one && hosts.next().is_none() && host.into_iter().chain(authority).all(is_authority_plain)
+}
+
+/// Whether it is a host, with a port or without, and nothing else. HTTP/1 allows an empty one.
+fn is_authority_plain(text: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(text) else { return text.is_empty() };
+    let port = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+    !text.contains(&b'@') && (matches!(port, "" | ":") || authority.port_u16().is_some())
 }
 
 /// Makes a client's headers those that the layer sees, which the upstream gets but for `Host`.
@@ -164,15 +172,13 @@ pub fn frame<D>(mut frame: Frame<D>) -> Frame<D> {
     frame
 }
 
-/// Whether the body's framing is one that every server reads alike: a plain encoding, and a length without leading zeros, which
-/// some take for octal.
+/// Whether the body's framing is one that everybody reads alike: a length in digits without leading zeros, which some take for
+/// octal, and no transfer encoding, or exactly `chunked`, once.
 pub fn is_framing_plain(headers: &HeaderMap) -> bool {
-    let is_octal = |length: &HeaderValue| matches!(length.as_bytes(), [b'0', _, ..]);
-    is_encoding_plain(headers) && !headers.get_all(CONTENT_LENGTH).iter().any(is_octal)
-}
-
-/// Whether the body has no transfer encoding, or exactly `chunked`, once.
-pub fn is_encoding_plain(headers: &HeaderMap) -> bool {
+    let is_plain = |length: &[u8]| length.iter().all(u8::is_ascii_digit) && !matches!(length, [] | [b'0', _, ..]);
+    if !headers.get_all(CONTENT_LENGTH).iter().all(|length| is_plain(length.as_bytes())) {
+        return false;
+    }
     let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
     match (encodings.next(), encodings.next()) {
         (None, _) => true,
@@ -362,6 +368,8 @@ mod tests {
         for (version, uri, hosts) in [
             (Version::HTTP_10, "/", &[][..]),
             (Version::HTTP_11, "/", &["a"]),
+            (Version::HTTP_11, "/", &[""]),
+            (Version::HTTP_11, "/", &["[::1]:80"]),
             (Version::HTTP_11, "http://b/", &["a"]),
             (Version::HTTP_2, "http://a:1/", &[]),
             (Version::HTTP_2, "http://a:1/", &["A:1"]),
@@ -375,6 +383,10 @@ mod tests {
             (Version::HTTP_11, "http://a/", &[]),
             (Version::HTTP_11, "/", &["a", "a"]),
             (Version::HTTP_11, "/", &["user:secret@a"]),
+            (Version::HTTP_11, "/", &["a b"]),
+            (Version::HTTP_11, "/", &["a, b"]),
+            (Version::HTTP_11, "/", &["a/b"]),
+            (Version::HTTP_11, "/", &["a:99999"]),
             (Version::HTTP_11, "http://user:secret@a/", &["a"]),
             (Version::HTTP_2, "/", &[]),
             (Version::HTTP_2, "http://a/", &["b"]),
@@ -394,6 +406,10 @@ mod tests {
         {
             let lines: Vec<_> = values.iter().map(|value| ("transfer-encoding", *value)).collect();
             assert!(!is_framing_plain(&append(&lines)), "{values:?}");
+        }
+        assert!(is_framing_plain(&append(&[("content-length", "0")])));
+        for length in ["", "00", "003", "3, 3", "+3", "-1", "3 "] {
+            assert!(!is_framing_plain(&append(&[("content-length", length)])), "{length}");
         }
     }
 }

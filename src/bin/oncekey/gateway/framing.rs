@@ -214,7 +214,7 @@ fn parse(bytes: &[u8]) -> Parsed {
         Ok(httparse::Status::Partial) => return Parsed::Partial,
         Err(_) => return Parsed::Refused,
     };
-    let (mut length, mut is_encoded) = (None, false);
+    let (mut length, mut is_encoded, mut is_octal) = (None, false, false);
     for header in request.headers.iter() {
         // Most names differ in length already.
         if header.name.len() == 14 && header.name.eq_ignore_ascii_case("content-length") {
@@ -222,12 +222,15 @@ fn parse(bytes: &[u8]) -> Parsed {
                 Some(value) => length = Some(value),
                 None => return Parsed::Refused,
             }
+            // Of two that are the same number hyper shows one only.
+            is_octal |= matches!(header.value, [b'0', _, ..]);
         } else if header.name.len() == 17 && header.name.eq_ignore_ascii_case("transfer-encoding") {
             is_encoded = true;
         }
     }
     let body = match (length, is_encoded) {
         (None, false) => Body::None,
+        (Some(_), false) if is_octal => Body::Both,
         (Some(length), false) => Body::Sized(length),
         (None, true) => Body::Chunked,
         (Some(_), true) => Body::Both,

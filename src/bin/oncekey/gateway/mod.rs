@@ -330,7 +330,7 @@ async fn any(term: &mut Signal, interrupt: &mut Signal) {
 /// Takes a sample each second, forever.
 async fn sample(admin: Arc<Admin>) {
     let mut sampler = Sampler::default();
-    let mut was_poisoned = false;
+    let (mut was_poisoned, mut was_full) = (false, false);
     let second = Duration::from_secs(1);
     let mut ticks = tokio::time::interval_at(Instant::now() + second, second);
     // Two at once would make one second look twice as busy.
@@ -338,7 +338,7 @@ async fn sample(admin: Arc<Admin>) {
     loop {
         ticks.tick().await;
         let measured = Measured::now(&admin.sources, admin.is_ready());
-        let is_poisoned = measured.stats.is_poisoned;
+        let (is_poisoned, is_full) = (measured.stats.is_poisoned, measured.stats.is_full);
         let sample = sampler.second(unix_ms(SystemTime::now()), measured);
         if let Some(spike) = sample.spike {
             admin.sources.meter.spike();
@@ -348,6 +348,15 @@ async fn sample(admin: Arc<Admin>) {
             tracing::error!("the store failed and only reads: restart the gateway when its device is well");
         }
         was_poisoned = is_poisoned;
+        if is_full != was_full {
+            match is_full {
+                true => tracing::warn!(
+                    "the store has no room: new keys are refused, until some expire or there is more room"
+                ),
+                false => tracing::info!("the store has room again"),
+            }
+        }
+        was_full = is_full;
         if let Err(error) = admin.samples.push(&sample) {
             tracing::error!(%error, "a sample can't be written");
         }

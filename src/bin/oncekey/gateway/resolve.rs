@@ -6,7 +6,7 @@
 use super::admin::unix_ms;
 use super::history::{Happened, History};
 use super::metrics::{Resolution, Sources};
-use oncekey::{ErrorKind, Fingerprint, Outcome, Request, Standing, Store};
+use oncekey::{ErrorKind, Outcome, Request, Standing, Store};
 use std::time::SystemTime;
 
 /// A key with what it belongs to. Not to be shown or logged.
@@ -39,6 +39,8 @@ pub enum Done {
     },
     /// The key is gone, but a client still reads its answer: its bytes are overwritten later.
     ErasedInPart,
+    /// There is no such key.
+    Unknown,
     /// Nothing was changed, for this reason.
     Refused(&'static str),
 }
@@ -62,7 +64,7 @@ pub fn carry_out(deed: Deed, named: &Named, sources: &Sources, history: &History
             history.forget(&named.scope, operation, &named.key);
             Resolution::Erased
         }
-        Ok(Done::Refused(_)) => Resolution::Refused,
+        Ok(Done::Unknown | Done::Refused(_)) => Resolution::Refused,
         Err(_) => Resolution::Failed,
     };
     sources.meter.resolved(resolution);
@@ -102,22 +104,26 @@ fn release(store: &Store, named: &Named) -> oncekey::Result<Done> {
     }
 }
 
-/// Also of a key of which nothing is known any more: the journal may still hold what expired or was released.
+/// Not of a key of which nothing is known: to keep clients from beginning it meanwhile it would have to be reserved, and for what
+/// payload can't be said.
 fn erase(store: &Store, named: &Named) -> oncekey::Result<Done> {
     let request = named.request();
     let fingerprint = match store.lookup(&request)? {
-        None => Fingerprint::NONE,
+        None => return Ok(Done::Unknown),
         Some(found) => match found.standing {
             Standing::Running { .. } => return Ok(Done::Refused(RUNNING)),
             // The kinds of standing may become more; what they have in common is that nobody runs.
             _ => found.fingerprint,
         },
     };
-    let (fresh, interrupted) = match store.reserve(&request.fingerprint(fingerprint))? {
-        Outcome::Reserved(reservation) => (Some(reservation), None),
-        Outcome::Interrupted(reservation) => (None, Some(reservation)),
+    let interrupted = match store.reserve(&request.fingerprint(fingerprint))? {
+        Outcome::Interrupted(reservation) => Some(reservation),
         // Nobody runs what is done, unless its retention ends right now. The handle goes at once: the erasure waits for it.
-        Outcome::Replay(_) => (None, None),
+        Outcome::Replay(_) => None,
+        Outcome::Reserved(reservation) => {
+            reservation.release()?;
+            return Ok(Done::Refused(CHANGED));
+        }
         Outcome::InFlight(_) | Outcome::Mismatch(_) => return Ok(Done::Refused(CHANGED)),
     };
     let erased = store.erase(&request);
@@ -125,12 +131,6 @@ fn erase(store: &Store, named: &Named) -> oncekey::Result<Done> {
     match erased {
         Ok(erasure) => Ok(Done::Erased { records: erasure.records }),
         Err(error) if error.kind() == ErrorKind::Busy => Ok(Done::ErasedInPart),
-        Err(error) => {
-            if let Some(reservation) = fresh {
-                // If even that can't be written, the key stays interrupted, which promises less.
-                drop(reservation.release());
-            }
-            Err(error)
-        }
+        Err(error) => Err(error),
     }
 }

@@ -137,8 +137,8 @@ impl Inner {
                 self.failed(Failure::Lost, &"it switched protocols unasked", running)
             }
             // No `TE` was sent, so where its body ends is a guess.
-            Ok(Ok(answer)) if !forward::is_encoding_plain(answer.headers()) => {
-                self.failed(Failure::Lost, &"it used a transfer encoding unasked", running)
+            Ok(Ok(answer)) if !forward::is_framing_plain(answer.headers()) => {
+                self.failed(Failure::Lost, &"where its answer ends is a guess", running)
             }
             Ok(Ok(mut answer)) => {
                 forward::answer(answer.headers_mut());
