@@ -32,6 +32,8 @@ setup:
 EVERYTHING = --locked --workspace --all-features
 
 # Unit, integration and doc tests.
+# More at a time than there may be cores, for most of them wait for the disk or for a limit of time.
+unit: export RUST_TEST_THREADS = 4
 unit:
 	cargo test $(EVERYTHING) --tests
 	cargo test $(EVERYTHING) --doc

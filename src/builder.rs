@@ -146,7 +146,7 @@ impl Builder {
 
     /// How many bytes all segments take at most, at least sixteen segments of the store; no limit by default.
     ///
-    /// New reservations are refused three segments before that, which leaves room for the answers of operations under way and
+    /// New reservations are refused three segments before that, which leaves two for the answers of operations under way and one
     /// for upkeep. Up to ten are in use though they hold little: answers of like lifetimes go to one. A store that is opened
     /// with no room left takes up to two segments more than it had for a while, to move what lives out of what is mostly dead.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
