@@ -471,7 +471,7 @@ fn a_full_disk_loses_nothing_and_its_owners_complete_once_there_is_space() {
 fn on_a_full_disk_no_operation_is_begun_whose_answer_would_find_no_room() {
     let (_, builder) = manual();
     let disk = SimDisk::new();
-    let store = builder.open_simulated(&disk).unwrap();
+    let store = builder.clone().open_simulated(&disk).unwrap();
     let mut kept = reserved(store.reserve(&request("under way", 1)).unwrap());
     kept.set_retention(Retention::For(Duration::from_secs(1))).unwrap();
     reserved(store.reserve(&request("done", 1)).unwrap()).complete(b"").unwrap();
@@ -492,6 +492,10 @@ fn on_a_full_disk_no_operation_is_begun_whose_answer_would_find_no_room() {
     assert!(completed > 50 && store.stats().is_full, "{completed}");
     kept.complete(b"goes where there is room").unwrap();
     assert_kind(store.reserve(&request("refused as well", 1)), ErrorKind::StorageFull);
+    drop(store);
+    let store = builder.open_simulated(&disk).unwrap();
+    assert_kind(store.reserve(&request("refused after a restart", 1)), ErrorKind::StorageFull);
+    assert!(store.stats().is_full);
     disk.set_capacity(None);
     reserved(store.reserve(&request("at once", 1)).unwrap()).complete(b"").unwrap();
     assert!(!store.stats().is_full);
