@@ -28,7 +28,7 @@ test: setup unit loom sim-many linear shuttle torture $(if $(CAN_MOUNT),filesyst
 setup:
 	.ci/install
 
-# All that is compiled without optimisation of the whole is compiled alike, so that packages are compiled once.
+# What is compiled with the profile of tests selects the same packages and features, so that each is compiled once.
 EVERYTHING = --locked --workspace --all-features
 
 # Unit, integration and doc tests.

@@ -14,7 +14,7 @@ use crate::erase::Space;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
 use crate::journal::codec::{self, Kind, Meta};
-use crate::journal::{Claim, Entry, Journal, Purpose, SegmentMap, Stream, Unsynced};
+use crate::journal::{Claim, Entry, Journal, SegmentMap, Unsynced};
 use crate::key::{Durability, Key, Request, Retention};
 use crate::maintain::{Maintained, Workers};
 use crate::mmap::{Arena, ForkMark};
@@ -629,17 +629,13 @@ impl Engine {
         now_ms: u64,
     ) -> Result<Outcome> {
         let terms = self.terms(request)?;
-        if self.journal.is_out_of_disk() {
-            drop(shard);
-            return self.reserve_after_disk(request);
-        }
         self.check_room()?;
         self.count_key()?;
         let len = reservation_len(&request.key, 0)?;
-        let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
+        let Some(claim) = self.journal.claim_to_begin(len) else {
             self.uncount_keys(1);
             drop(shard);
-            self.journal.turn(Stream::RESERVATIONS, Purpose::Begin)?;
+            self.journal.turn_to_begin()?;
             return self.reserve(request);
         };
         shard.insert(tag_of(hash), Word::new(Phase::Reserved, claim.lsn()), now_ms.saturating_add(terms.lease_ms));
@@ -663,17 +659,12 @@ impl Engine {
         over: Interrupted,
     ) -> Result<Outcome> {
         let terms = self.terms(request)?;
-        if self.journal.is_out_of_disk() {
-            drop(shard);
-            drop(over);
-            return self.reserve_after_disk(request);
-        }
         self.check_room()?;
         let len = reservation_len(&request.key, over.point().len())?;
-        let Some(claim) = self.journal.claim(Stream::RESERVATIONS, len) else {
+        let Some(claim) = self.journal.claim_to_begin(len) else {
             drop(shard);
             drop(over);
-            self.journal.turn(Stream::RESERVATIONS, Purpose::Begin)?;
+            self.journal.turn_to_begin()?;
             return self.reserve(request);
         };
         let deadline_ms = now_ms.saturating_add(terms.lease_ms);
@@ -682,14 +673,6 @@ impl Engine {
         claim.add_live();
         drop(shard);
         self.write_reservation(request, &terms, hash, claim, now_ms, attempt, Some(over))
-    }
-
-    /// Reserves once the disk has room again, if it has.
-    #[cold]
-    fn reserve_after_disk(self: &Arc<Self>, request: &Request<'_>) -> Result<Outcome> {
-        self.journal.poison.check()?;
-        self.journal.try_disk_again()?;
-        self.reserve(request)
     }
 
     /// Puts the record of a claimed reservation into the journal; on failure the key is as it was before.

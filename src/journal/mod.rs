@@ -390,6 +390,24 @@ impl Journal {
         Some(Claim { journal: self, segment, start, len, open: true })
     }
 
+    /// Claims space for a reservation, without I/O; `None` if there is none (see `turn_to_begin`), or too little for its answer.
+    #[inline]
+    pub(crate) fn claim_to_begin(&self, len: u64) -> Option<Claim<'_>> {
+        if self.is_out_of_disk() { None } else { self.claim(Stream::RESERVATIONS, len) }
+    }
+
+    /// Gives reservations a new segment if they need one, and looks whether a full disk has room again.
+    pub(crate) fn turn_to_begin(&self) -> Result<()> {
+        // Whoever has the lock may be making a segment, which nobody waits for without need.
+        if self.is_out_of_disk() {
+            let mut next_number = self.next_number.lock();
+            if self.is_out_of_disk() {
+                self.make_spare(&mut next_number, Purpose::Begin)?;
+            }
+        }
+        self.turn(Stream::RESERVATIONS, Purpose::Begin)
+    }
+
     /// Claims space for upkeep, fetching a new segment if need be. Not to be called under a shard lock.
     pub(crate) fn claim_for_upkeep(&self, stream: Stream, len: u64) -> Result<Claim<'_>> {
         loop {
@@ -531,12 +549,6 @@ impl Journal {
 
     fn spares_ahead(&self) -> usize {
         self.spares.lock().len() + usize::from(self.has_blank())
-    }
-
-    /// Looks whether a full disk has room again, by making a spare; it still may have none when this returns.
-    pub(crate) fn try_disk_again(&self) -> Result<()> {
-        let mut next_number = self.next_number.lock();
-        if self.is_out_of_disk() { self.make_spare(&mut next_number, Purpose::Begin) } else { Ok(()) }
     }
 
     pub(crate) fn full(&self) -> Error {

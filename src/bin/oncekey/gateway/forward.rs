@@ -100,6 +100,11 @@ pub fn is_host_plain<B>(request: &Request<B>) -> bool {
     is_said && is_one && hosts.next().is_none() && host.into_iter().chain(authority).all(is_authority_plain)
 }
 
+/// Whether a length is in digits, without leading zeros, which some take for octal.
+pub fn is_length_plain(length: &[u8]) -> bool {
+    length.iter().all(u8::is_ascii_digit) && !matches!(length, [] | [b'0', _, ..])
+}
+
 /// Whether it is a host, with a port or without, and nothing else. HTTP/1 allows an empty one.
 fn is_authority_plain(text: &[u8]) -> bool {
     let Ok(authority) = Authority::try_from(text) else { return text.is_empty() };
@@ -172,11 +177,9 @@ pub fn frame<D>(mut frame: Frame<D>) -> Frame<D> {
     frame
 }
 
-/// Whether the body's framing is one that everybody reads alike: a length in digits without leading zeros, which some take for
-/// octal, and no transfer encoding, or exactly `chunked`, once.
+/// Whether the body's framing is one that everybody reads alike: a plain length, and no transfer encoding, or exactly `chunked`, once.
 pub fn is_framing_plain(headers: &HeaderMap) -> bool {
-    let is_plain = |length: &[u8]| length.iter().all(u8::is_ascii_digit) && !matches!(length, [] | [b'0', _, ..]);
-    if !headers.get_all(CONTENT_LENGTH).iter().all(|length| is_plain(length.as_bytes())) {
+    if !headers.get_all(CONTENT_LENGTH).iter().all(|length| is_length_plain(length.as_bytes())) {
         return false;
     }
     let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();

@@ -1,4 +1,5 @@
-//! Where the messages of an HTTP/1 connection begin and end, to find the one shape that hyper hides: both lengths.
+//! Where the messages of an HTTP/1 connection begin and end, to find the shapes that hyper hides: both lengths, and a length written
+//! oddly beside the same one written plainly.
 //!
 //! A request with `Content-Length` and `Transfer-Encoding` is read one way here and another way there by servers that
 //! disagree, which is how requests are smuggled past a proxy (RFC 9112, 6.1 and 11.2). hyper takes the chunked reading and
@@ -8,6 +9,7 @@
 //! Bytes are never changed or held back here, and nothing is kept but the beginning of a head that isn't all there yet.
 
 use super::config::MOST_HEADERS;
+use super::forward;
 use std::mem::MaybeUninit;
 
 /// The state of one connection's incoming bytes.
@@ -48,7 +50,7 @@ enum Body {
     None,
     Sized(u64),
     Chunked,
-    Both,
+    Ambiguous,
 }
 
 /// What an HTTP/2 client sends first (RFC 9113, 3.4).
@@ -93,7 +95,7 @@ impl Framing {
                         Body::None | Body::Sized(0) => State::Head,
                         Body::Sized(len) => State::Sized(len),
                         Body::Chunked => State::Chunked(Chunk::Size(0)),
-                        Body::Both => {
+                        Body::Ambiguous => {
                             self.state = State::Unread;
                             return Some(self.heads - 1);
                         }
@@ -214,7 +216,7 @@ fn parse(bytes: &[u8]) -> Parsed {
         Ok(httparse::Status::Partial) => return Parsed::Partial,
         Err(_) => return Parsed::Refused,
     };
-    let (mut length, mut is_encoded, mut is_octal) = (None, false, false);
+    let (mut length, mut is_encoded, mut is_odd) = (None, false, false);
     for header in request.headers.iter() {
         // Most names differ in length already.
         if header.name.len() == 14 && header.name.eq_ignore_ascii_case("content-length") {
@@ -223,17 +225,16 @@ fn parse(bytes: &[u8]) -> Parsed {
                 None => return Parsed::Refused,
             }
             // Of two that are the same number hyper shows one only.
-            is_octal |= matches!(header.value, [b'0', _, ..]);
+            is_odd |= !forward::is_length_plain(header.value);
         } else if header.name.len() == 17 && header.name.eq_ignore_ascii_case("transfer-encoding") {
             is_encoded = true;
         }
     }
     let body = match (length, is_encoded) {
         (None, false) => Body::None,
-        (Some(_), false) if is_octal => Body::Both,
-        (Some(length), false) => Body::Sized(length),
+        (Some(length), false) if !is_odd => Body::Sized(length),
         (None, true) => Body::Chunked,
-        (Some(_), true) => Body::Both,
+        (Some(_), _) => Body::Ambiguous,
     };
     Parsed::Head(body, len)
 }
