@@ -1,6 +1,5 @@
 //! What was asked, as a digest: the same key with another fingerprint is another request.
 
-use smallvec::SmallVec;
 use std::fmt;
 
 /// Bytes of short parts that are hashed together: half of what BLAKE3 takes at a time.
@@ -27,21 +26,23 @@ impl Fingerprint {
     pub fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut hasher = blake3::Hasher::new();
         // Short parts go together: each call costs more than it hashes.
-        let mut short: SmallVec<[u8; GATHERED]> = SmallVec::new();
+        let mut gathered = [0; GATHERED];
+        let mut len = 0;
         for part in parts {
-            if short.len() + size_of::<u64>() + part.len() > GATHERED {
-                hasher.update(&short);
-                short.clear();
-            }
-            short.extend_from_slice(&(part.len() as u64).to_le_bytes());
-            if short.len() + part.len() > GATHERED {
-                hasher.update(&short).update(part);
-                short.clear();
-            } else {
-                short.extend_from_slice(part);
+            for piece in [&(part.len() as u64).to_le_bytes(), part] {
+                if piece.len() > GATHERED - len {
+                    hasher.update(&gathered[..len]);
+                    len = 0;
+                }
+                if piece.len() > GATHERED {
+                    hasher.update(piece);
+                } else {
+                    gathered[len..len + piece.len()].copy_from_slice(piece);
+                    len += piece.len();
+                }
             }
         }
-        Fingerprint::cut(hasher.update(&short))
+        Fingerprint::cut(hasher.update(&gathered[..len]))
     }
 
     fn cut(hasher: &blake3::Hasher) -> Self {

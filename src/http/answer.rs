@@ -38,6 +38,8 @@ const OF_BODIES: [&str; 9] = [
 ];
 /// Room for a header's two lengths.
 const LENGTHS: usize = 6;
+/// Bytes that the headers of most answers take, at most.
+const USUAL_HEADERS: usize = 496;
 
 /// An HTTP answer as it is stored and replayed.
 ///
@@ -97,25 +99,7 @@ impl StoredAnswer {
 
     /// The stored form; `None` if the headers are too long for it.
     pub(super) fn encode(&self) -> Option<Vec<u8>> {
-        let headers_len = encoded_len(&self.headers);
-        let trailers_len = self.trailers.as_ref().map_or(0, encoded_len);
-        let body = self.body.as_deref();
-        let mut bytes = Vec::with_capacity(HEAD + headers_len + trailers_len + body.map_or(0, <[u8]>::len));
-        bytes.extend(MAGIC);
-        bytes.extend(self.status.as_u16().to_le_bytes());
-        let has_body = if body.is_some() { HAS_BODY } else { 0 };
-        bytes.push(has_body | if self.trailers.is_some() { HAS_TRAILERS } else { 0 });
-        bytes.push(0);
-        bytes.extend(u32::try_from(headers_len).ok()?.to_le_bytes());
-        bytes.extend(u32::try_from(trailers_len).ok()?.to_le_bytes());
-        for (name, value) in self.headers.iter().chain(self.trailers.iter().flatten()) {
-            bytes.extend(u16::try_from(name.as_str().len()).ok()?.to_le_bytes());
-            bytes.extend(u32::try_from(value.len()).ok()?.to_le_bytes());
-            bytes.extend(name.as_str().as_bytes());
-            bytes.extend(value.as_bytes());
-        }
-        bytes.extend(body.unwrap_or_default());
-        Some(bytes)
+        encode(self.status, self.headers.iter(), self.body.as_deref(), self.trailers.as_ref().map(HeaderMap::iter))
     }
 
     /// Takes out what describes a body that isn't there.
@@ -128,7 +112,8 @@ impl StoredAnswer {
 
     /// What a client gets of it.
     pub(super) fn into_response(self) -> Response<super::Body> {
-        let mut response = Response::new(super::Body::whole(self.body.unwrap_or_default(), self.trailers));
+        let mut response =
+            Response::new(super::Body::whole(self.body.unwrap_or_default(), self.trailers.map(Box::new)));
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
         response
@@ -145,8 +130,42 @@ impl fmt::Debug for StoredAnswer {
     }
 }
 
-fn encoded_len(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| LENGTHS + name.as_str().len() + value.len()).sum()
+/// A header or trailer.
+type Field<'h> = (&'h HeaderName, &'h HeaderValue);
+
+/// The stored form of an answer; `None` if the headers are too long for it.
+pub(super) fn encode<'h>(
+    status: StatusCode,
+    headers: impl Iterator<Item = Field<'h>>,
+    body: Option<&[u8]>,
+    trailers: Option<impl Iterator<Item = Field<'h>>>,
+) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(HEAD + USUAL_HEADERS + body.map_or(0, <[u8]>::len));
+    let has_body = if body.is_some() { HAS_BODY } else { 0 };
+    let has_trailers = if trailers.is_some() { HAS_TRAILERS } else { 0 };
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&status.as_u16().to_le_bytes());
+    bytes.extend_from_slice(&[has_body | has_trailers, 0]);
+    // The lengths, which are known once it is all there.
+    bytes.extend_from_slice(&[0; 8]);
+    let headers_len = encode_headers(headers, &mut bytes)?;
+    let trailers_len = trailers.map_or(Some([0; 4]), |trailers| encode_headers(trailers, &mut bytes))?;
+    bytes[8..12].copy_from_slice(&headers_len);
+    bytes[12..16].copy_from_slice(&trailers_len);
+    bytes.extend_from_slice(body.unwrap_or_default());
+    Some(bytes)
+}
+
+/// Appends them, and returns how many bytes that were.
+fn encode_headers<'h>(headers: impl Iterator<Item = Field<'h>>, bytes: &mut Vec<u8>) -> Option<[u8; 4]> {
+    let start = bytes.len();
+    for (name, value) in headers {
+        bytes.extend_from_slice(&u16::try_from(name.as_str().len()).ok()?.to_le_bytes());
+        bytes.extend_from_slice(&u32::try_from(value.len()).ok()?.to_le_bytes());
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(value.as_bytes());
+    }
+    u32::try_from(bytes.len() - start).ok().map(u32::to_le_bytes)
 }
 
 fn decode_headers(stored: &Bytes) -> Option<HeaderMap> {
@@ -205,7 +224,7 @@ impl HeaderFilter {
     }
 
     /// What is to be stored of an answer's headers or trailers.
-    pub(super) fn apply(&self, headers: &HeaderMap) -> HeaderMap {
+    pub(super) fn kept<'h>(&self, headers: &'h HeaderMap) -> impl Iterator<Item = Field<'h>> {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
             .iter()
@@ -213,13 +232,14 @@ impl HeaderFilter {
             .flat_map(|value| value.split(','))
             .filter_map(|name| name.trim().parse().ok())
             .collect();
-        let mut kept = HeaderMap::with_capacity(headers.len());
-        for (name, value) in headers {
-            if !NEVER.contains(name) && !named.contains(name) && self.names.contains(name) == self.allows {
-                kept.append(name.clone(), value.clone());
-            }
-        }
-        kept
+        let is_kept =
+            move |name| !NEVER.contains(name) && !named.contains(name) && self.names.contains(name) == self.allows;
+        headers.iter().filter(move |(name, _)| is_kept(name))
+    }
+
+    /// As [`kept`](Self::kept).
+    pub(super) fn apply(&self, headers: &HeaderMap) -> HeaderMap {
+        self.kept(headers).map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 }
 

@@ -14,11 +14,14 @@ use std::task::{Context, Poll};
 #[derive(Default)]
 pub struct Body(Kind);
 
+/// What comes after a body. Boxed, for there seldom is any, and bodies are moved about.
+pub(super) type Trailers = Option<Box<HeaderMap>>;
+
 #[derive(Default)]
 enum Kind {
     #[default]
     Empty,
-    Whole(Bytes, Option<HeaderMap>),
+    Whole(Bytes, Trailers),
     /// Some that was read already, and what is still to come.
     Rest(Bytes, AnyBody),
     Passed(AnyBody),
@@ -85,11 +88,19 @@ impl Body {
 
     /// A body with trailers behind it.
     pub fn with_trailers(body: impl Into<Bytes>, trailers: HeaderMap) -> Body {
-        Body::whole(body.into(), Some(trailers))
+        Body::whole(body.into(), Some(Box::new(trailers)))
     }
 
-    pub(super) fn whole(body: Bytes, trailers: Option<HeaderMap>) -> Body {
+    pub(super) fn whole(body: Bytes, trailers: Trailers) -> Body {
         if body.is_empty() && trailers.is_none() { Body::empty() } else { Body(Kind::Whole(body, trailers)) }
+    }
+
+    /// The bytes of a body that was read as a whole.
+    pub(super) fn to_bytes(&self) -> Bytes {
+        match &self.0 {
+            Kind::Whole(bytes, _) => bytes.clone(),
+            Kind::Empty | Kind::Rest(..) | Kind::Passed(_) | Kind::Followed(_) => Bytes::new(),
+        }
     }
 
     /// What was read of a body, and the body.
@@ -137,7 +148,7 @@ impl http_body::Body for Body {
             Kind::Followed(follower) => follower.poll_frame(context),
             Kind::Whole(bytes, trailers) => {
                 let data = (!bytes.is_empty()).then(|| Frame::data(std::mem::take(bytes)));
-                let frame = data.or_else(|| trailers.take().map(Frame::trailers));
+                let frame = data.or_else(|| trailers.take().map(|trailers| Frame::trailers(*trailers)));
                 Poll::Ready(frame.map(Ok))
             }
             Kind::Rest(read, _) if !read.is_empty() => Poll::Ready(Some(Ok(Frame::data(std::mem::take(read))))),

@@ -41,7 +41,7 @@ pub fn key_of(value: &[u8]) -> Result<String, Problem> {
     let key = match value.first() {
         None => return Err(Problem::key_invalid("it is empty")),
         Some(b'"') => unquote(value)?,
-        Some(_) if value.iter().any(|byte| br#""\,;"#.contains(byte)) => {
+        Some(_) if any(value, |byte| matches!(byte, b'"' | b'\\' | b',' | b';')) => {
             return Err(Problem::key_invalid("a quote, backslash, comma or semicolon is only allowed within quotes"));
         }
         Some(_) => match std::str::from_utf8(value) {
@@ -51,10 +51,15 @@ pub fn key_of(value: &[u8]) -> Result<String, Problem> {
     };
     match key.len() {
         0 => Err(Problem::key_invalid("it is empty")),
-        1..=MAX_LEN if key.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(key),
-        1..=MAX_LEN => Err(Problem::key_invalid(NOT_VISIBLE)),
+        1..=MAX_LEN if any(key.as_bytes(), |byte| !byte.is_ascii_graphic()) => Err(Problem::key_invalid(NOT_VISIBLE)),
+        1..=MAX_LEN => Ok(key),
         _ => Err(Problem::key_invalid("it is longer than 255 characters")),
     }
+}
+
+/// Looks at each byte, which is done to many at a time where a search that ends at the first would go one by one.
+fn any(bytes: &[u8], is_it: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(false, |any, byte| any | is_it(*byte))
 }
 
 const NOT_VISIBLE: &str = "only visible ASCII characters are allowed";

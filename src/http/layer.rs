@@ -199,9 +199,7 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let (mut parts, body) = request.into_parts();
-        for name in [ATTEMPT, FENCE, RECOVERY_POINT] {
-            parts.headers.remove(name);
-        }
+        remove_own(&mut parts.headers, &[ATTEMPT, FENCE, RECOVERY_POINT]);
         let body = Body::new(body);
         let policy = settings.policy_of(&parts);
         // Another layer before this one may see to it already.
@@ -232,7 +230,7 @@ fn answer<S, R>(
     key: String,
     started: Instant,
     parts: Parts,
-    body: Body,
+    mut body: Body,
     mut inner: S,
 ) -> impl Future<Output = Result<Response<Body>, S::Error>> + Send
 where
@@ -248,22 +246,25 @@ where
             return Ok(settings.refuse(EventKind::Invalid, &Problem::scope_missing(), is_grpc, started, None));
         };
         let held = Held::new(&settings.live.bodies, settings.max_buffered);
-        let (body, trailers) = match request::collect(body, held, &policy, is_grpc).await {
-            Ok(Collected::Whole(body, trailers)) => (body, trailers),
-            Ok(Collected::Stream(body)) => {
-                return Box::pin(settings.pass(inner.call(Request::from_parts(parts, body)), started)).await;
-            }
+        let collected = match request::collect(&mut body, held, &policy, is_grpc).await {
+            Ok(collected) => collected,
             Err(problem) => {
                 let is_ours = problem.status().is_server_error();
                 let kind = if is_ours { EventKind::Unavailable } else { EventKind::Invalid };
                 return Ok(settings.refuse(kind, &problem, is_grpc, started, None));
             }
         };
+        match collected {
+            Collected::Whole(whole) => body = whole,
+            Collected::Stream(body) => {
+                return Box::pin(settings.pass(inner.call(Request::from_parts(parts, body)), started)).await;
+            }
+        }
         let asked = Arc::new(Asked {
             scope,
             operation: policy.operation_of(&parts),
             key,
-            fingerprint: policy.digest.fingerprint(&parts, &body),
+            fingerprint: policy.digest.fingerprint(&parts, &body.to_bytes()),
             is_synced: policy.durability.unwrap_or(settings.store.durability()) == Durability::Synced,
             is_grpc,
             started,
@@ -274,7 +275,7 @@ where
             Decision::Answer(response) => return Ok(response),
             Decision::Run(claimed, counted) => (claimed, counted),
             Decision::Pass => {
-                let request = Request::from_parts(parts, Body::whole(body, trailers));
+                let request = Request::from_parts(parts, body);
                 let answer = Box::pin(inner.call(request)).await.map(|response| {
                     let (mut head, body) = response.into_parts();
                     unclaim(&mut head);
@@ -286,7 +287,7 @@ where
             }
         };
         let operation = Operation::begin(Arc::clone(&asked), counted, claimed);
-        match run::detached(operation, parts, body, trailers, inner).await {
+        match run::detached(operation, Request::from_parts(parts, body), inner).await {
             Ok(answer) => answer,
             Err(Panicked) => Ok(asked.problem(&Problem::panicked())),
         }
@@ -583,15 +584,17 @@ pub(super) fn mark_replayed(headers: &mut HeaderMap) {
 
 /// Takes out of a service's answer to a request with a key what only the layer says of keys.
 pub(super) fn unclaim(answer: &mut response::Parts) {
-    // Most have none: one look at each name is cheaper than a search for each of these.
-    if !answer.headers.keys().any(|name| name.as_str().starts_with("idempotency-")) {
-        return;
-    }
-    for name in [REPLAYED, EXPIRES, UNAVAILABLE, UNPROTECTED] {
-        answer.headers.remove(name);
-    }
+    remove_own(&mut answer.headers, &[REPLAYED, EXPIRES, UNAVAILABLE, UNPROTECTED]);
     if answer.extensions.get::<Own>().is_none() {
-        answer.headers.remove(PROBLEM);
+        remove_own(&mut answer.headers, &[PROBLEM]);
+    }
+}
+
+/// Takes out some of the layer's headers. Mostly there are none: one look at each name is cheaper than a search for each of these.
+fn remove_own(headers: &mut HeaderMap, names: &[HeaderName]) {
+    let is_own = |name: &&HeaderName| name.as_str().starts_with("idempotency-") && names.contains(name);
+    while let Some(name) = headers.keys().find(is_own).cloned() {
+        headers.remove(name);
     }
 }
 

@@ -9,6 +9,7 @@
 //! - R3 Wakers are called without the lock.
 
 use super::BoxError;
+use super::body::Trailers;
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Frame, SizeHint};
@@ -62,7 +63,7 @@ struct Reader {
 
 #[derive(Debug, Clone)]
 enum End {
-    Whole(Option<HeaderMap>),
+    Whole(Trailers),
     Broken,
 }
 
@@ -152,7 +153,7 @@ impl Recording {
         (!tape.is_over_cap).then(|| tape.pieces.iter().cloned().collect())
     }
 
-    pub(super) fn end(&self, trailers: Option<HeaderMap>) {
+    pub(super) fn end(&self, trailers: Trailers) {
         self.set_end(End::Whole(trailers));
     }
 
@@ -246,7 +247,7 @@ impl Follower {
             Some(end) => {
                 self.has_ended = true;
                 Poll::Ready(match end {
-                    End::Whole(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+                    End::Whole(trailers) => trailers.map(|trailers| Ok(Frame::trailers(*trailers))),
                     End::Broken => Some(Err(BrokeOff.into())),
                 })
             }

@@ -4,14 +4,13 @@ use super::body::Body;
 use super::held::{Held, NoRoom};
 use super::policy::Policy;
 use super::problem::Problem;
-use bytes::Bytes;
-use http::HeaderMap;
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError};
 use std::error::Error;
+use std::future::Future;
 
 pub(super) enum Collected {
-    Whole(Bytes, Option<HeaderMap>),
+    Whole(Body),
     /// A gRPC request of several messages, which may have no end before its answer begins.
     Stream(Body),
 }
@@ -21,9 +20,9 @@ pub(super) enum Collected {
 /// # Errors
 ///
 /// If it is too large, ends early, or takes too long, or there is no room for it.
-pub(super) async fn collect(body: Body, held: Held, policy: &Policy, is_grpc: bool) -> Result<Collected, Problem> {
+pub(super) async fn collect(body: &mut Body, held: Held, policy: &Policy, is_grpc: bool) -> Result<Collected, Problem> {
     if body.is_end_stream() {
-        return Ok(Collected::Whole(Bytes::new(), None));
+        return Ok(Collected::Whole(Body::empty()));
     }
     let limit = policy.max_request_body;
     if body.size_hint().lower() > limit as u64 {
@@ -35,27 +34,37 @@ pub(super) async fn collect(body: Body, held: Held, policy: &Policy, is_grpc: bo
     }
 }
 
-async fn read(mut body: Body, mut held: Held, policy: &Policy, is_grpc: bool) -> Result<Collected, Problem> {
-    let limit = policy.max_request_body;
-    let told = body.size_hint().upper().and_then(|told| usize::try_from(told).ok());
-    let longest = told.map_or(limit, |told| told.min(limit));
-    let mut trailers = None;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| match causes(&*error).any(|cause| cause.is::<LengthLimitError>()) {
-            // A limit that was set before this layer.
-            true => Problem::body_over_another_limit(),
-            false => Problem::body_incomplete(),
-        })?;
-        match frame.into_data() {
-            Ok(data) if data.len() > limit - held.len() => return Err(Problem::body_too_large(limit)),
-            Ok(data) => held.push(&data, longest).map_err(|NoRoom| Problem::too_much_buffered(policy.retry_after))?,
-            Err(frame) => trailers = frame.into_trailers().ok(),
+#[expect(clippy::manual_async_fn, reason = "as of `answer`")]
+fn read(
+    body: &mut Body,
+    mut held: Held,
+    policy: &Policy,
+    is_grpc: bool,
+) -> impl Future<Output = Result<Collected, Problem>> {
+    async move {
+        let limit = policy.max_request_body;
+        let told = body.size_hint().upper().and_then(|told| usize::try_from(told).ok());
+        let longest = told.map_or(limit, |told| told.min(limit));
+        let mut trailers = None;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| match causes(&*error).any(|cause| cause.is::<LengthLimitError>()) {
+                // A limit that was set before this layer.
+                true => Problem::body_over_another_limit(),
+                false => Problem::body_incomplete(),
+            })?;
+            match frame.into_data() {
+                Ok(data) if data.len() > limit - held.len() => return Err(Problem::body_too_large(limit)),
+                Ok(data) => {
+                    held.push(&data, longest).map_err(|NoRoom| Problem::too_much_buffered(policy.retry_after))?;
+                }
+                Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
+            }
+            if is_grpc && holds_more_than_a_message(held.as_ref()) {
+                return Ok(Collected::Stream(Body::resumed(held.finish(), std::mem::take(body))));
+            }
         }
-        if is_grpc && holds_more_than_a_message(held.as_ref()) {
-            return Ok(Collected::Stream(Body::resumed(held.finish(), body)));
-        }
+        Ok(Collected::Whole(Body::whole(held.finish(), trailers)))
     }
-    Ok(Collected::Whole(held.finish(), trailers))
 }
 
 fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {

@@ -1,7 +1,7 @@
 //! The run of an operation, from the right to run it to its stored answer, whether or not its client stays.
 
-use super::answer::StoredAnswer;
-use super::body::Body;
+use super::answer::{self, StoredAnswer};
+use super::body::{Body, Trailers};
 use super::event::EventKind;
 use super::layer::{
     ATTEMPT, Asked, Claimed, Counted, FENCE, Live, RECOVERY_POINT, UNAVAILABLE, mark_expiry, mark_replayed, unclaim,
@@ -14,10 +14,10 @@ use super::{BoxError, blocking};
 use crate::{ErrorKind, Reservation};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
-use http::request::Parts;
 use http::{Request, Response, StatusCode, response};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use smallvec::SmallVec;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -73,9 +73,7 @@ type Answered<E> = Result<Response<Body>, E>;
 /// Runs the operation to its end, whether or not its client stays for the answer.
 pub(super) fn detached<S, R>(
     operation: Operation,
-    parts: Parts,
-    body: Bytes,
-    trailers: Option<HeaderMap>,
+    request: Request<Body>,
     inner: S,
 ) -> Detached<Result<Answered<S::Error>, Panicked>>
 where
@@ -85,7 +83,7 @@ where
     R: http_body::Body + Send + 'static,
     R::Error: Into<BoxError>,
 {
-    Detached::new(Caught { future: run(operation, parts, body, trailers, inner) })
+    Detached::new(Caught { future: run(operation, request, inner) })
 }
 
 /// Runs the operation, and gives its first client the answer.
@@ -95,9 +93,7 @@ where
 )]
 fn run<S, R>(
     operation: Operation,
-    parts: Parts,
-    body: Bytes,
-    trailers: Option<HeaderMap>,
+    mut request: Request<Body>,
     mut inner: S,
 ) -> impl Future<Output = Answered<S::Error>> + Send
 where
@@ -111,11 +107,10 @@ where
         operation.asked.tell(if is_over { EventKind::TakenOver } else { EventKind::Started }, None);
         if is_over && let Interrupted::Reconcile(find_out) = &operation.asked.policy.interrupted {
             // Boxed, like all that is rare: see above.
-            if let Some(answer) = Box::pin(operation.reconcile(find_out, body.clone())).await {
+            if let Some(answer) = Box::pin(operation.reconcile(find_out, request.body().to_bytes())).await {
                 return Ok(answer);
             }
         }
-        let mut request = Request::from_parts(parts, Body::whole(body, trailers));
         operation.introduce(&mut request);
         let (head, body) = inner.call(request).await?.into_parts();
         Ok(operation.conclude(head, Body::new(body)).await)
@@ -189,15 +184,15 @@ impl Passing<'_> {
 
 /// What was read of an answer's body before its head was sent.
 struct Reading {
-    pieces: Vec<Bytes>,
+    pieces: SmallVec<[Bytes; 1]>,
     length: Length,
-    trailers: Option<HeaderMap>,
+    trailers: Trailers,
 }
 
 enum Turn {
     /// Never empty.
     Data(Bytes),
-    Trailers(HeaderMap),
+    Trailers(Box<HeaderMap>),
     End,
     Broken,
     /// Nothing is there yet.
@@ -206,6 +201,9 @@ enum Turn {
 
 /// The next frame, or, if that isn't waited for, word that there is none yet.
 async fn next(body: &mut Body, waits: bool) -> Turn {
+    if body.is_end_stream() {
+        return Turn::End;
+    }
     // So that a body that is always ready lets others have a turn.
     tokio::task::coop::consume_budget().await;
     poll_fn(|context| {
@@ -223,7 +221,7 @@ async fn next(body: &mut Body, waits: bool) -> Turn {
                 Ok(data) => return Poll::Ready(Turn::Data(data)),
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
-                        return Poll::Ready(Turn::Trailers(trailers));
+                        return Poll::Ready(Turn::Trailers(Box::new(trailers)));
                     }
                 }
             }
@@ -317,7 +315,7 @@ impl Operation {
             let cap = self.asked.policy.max_answer as u64;
             let length = Length::of(&head, &body);
             let is_short = length.told.is_some_and(|len| len <= HELD);
-            let mut reading = Reading { pieces: Vec::new(), length, trailers: None };
+            let mut reading = Reading { pieces: SmallVec::new(), length, trailers: None };
             let is_whole = loop {
                 let length = &mut reading.length;
                 if length.is_exceeded() {
@@ -345,9 +343,9 @@ impl Operation {
                 recording.break_off();
                 return Response::from_parts(head, Body::followed(follower));
             }
-            let verdict = self.last_verdict(&head, reading.trailers.as_ref());
+            let verdict = self.last_verdict(&head, reading.trailers.as_deref());
             let body = join(reading.pieces);
-            self.finish_whole(verdict, &mut head, &body, reading.trailers.as_ref()).await;
+            self.finish_whole(verdict, &mut head, &body, reading.trailers.as_deref()).await;
             Response::from_parts(head, Body::whole(body, reading.trailers))
         }
     }
@@ -357,14 +355,14 @@ impl Operation {
         let (mut head, body) = response.into_parts();
         unclaim(&mut head);
         let Ok(collected) = body.collect().await else { return self.refuse(&Problem::outcome_unknown()) };
-        let mut trailers = collected.trailers().cloned();
+        let mut trailers = collected.trailers().cloned().map(Box::new);
         let has_status =
-            [Some(&head.headers), trailers.as_ref()].into_iter().flatten().any(|map| map.contains_key(GRPC_STATUS));
+            [Some(&head.headers), trailers.as_deref()].into_iter().flatten().any(|map| map.contains_key(GRPC_STATUS));
         if self.asked.is_grpc && !has_status {
             trailers.get_or_insert_default().insert(GRPC_STATUS, HeaderValue::from_static("0"));
         }
         let body = collected.to_bytes();
-        self.finish_whole(Verdict::Store, &mut head, &body, trailers.as_ref()).await;
+        self.finish_whole(Verdict::Store, &mut head, &body, trailers.as_deref()).await;
         Response::from_parts(head, Body::whole(body, trailers))
     }
 
@@ -376,7 +374,7 @@ impl Operation {
         body: &Bytes,
         trailers: Option<&HeaderMap>,
     ) {
-        let stored = (body.len() <= self.asked.policy.max_answer).then(|| body.clone());
+        let stored = (body.len() <= self.asked.policy.max_answer).then_some(body);
         match self.finish(verdict, head, stored, trailers).await {
             Ended::Stored { until, .. } => mark_expiry(&mut head.headers, until),
             Ended::NotStored => {
@@ -427,12 +425,10 @@ impl Operation {
         }
         let Passing { length, last, .. } = passing;
         let is_kept = length.so_far <= self.asked.policy.max_answer as u64;
-        let body = recording.pieces().filter(|_| is_kept).map(|mut pieces| {
-            pieces.extend(last.clone());
-            join(pieces)
-        });
-        let verdict = self.last_verdict(&head, trailers.as_ref());
-        self.finish(verdict, &head, body, trailers.as_ref()).await;
+        let body = recording.pieces().filter(|_| is_kept);
+        let body = body.map(|pieces| join(pieces.into_iter().chain(last.clone())));
+        let verdict = self.last_verdict(&head, trailers.as_deref());
+        self.finish(verdict, &head, body.as_ref(), trailers.as_deref()).await;
         if let Some(last) = last {
             recording.push(last);
         }
@@ -467,7 +463,7 @@ impl Operation {
         &self,
         verdict: Verdict,
         head: &response::Parts,
-        body: Option<Bytes>,
+        body: Option<&Bytes>,
         trailers: Option<&HeaderMap>,
     ) -> Ended {
         let ended = match self.write(verdict, head, body, trailers) {
@@ -487,23 +483,28 @@ impl Operation {
     }
 
     /// What is to be stored; `None` if it can't be, or the operation is over.
-    fn to_store(&self, head: &response::Parts, body: Option<Bytes>, trailers: Option<&HeaderMap>) -> Option<ToStore> {
+    fn to_store(&self, head: &response::Parts, body: Option<&Bytes>, trailers: Option<&HeaderMap>) -> Option<ToStore> {
         let policy = &self.asked.policy;
         let filter = &policy.stored_headers;
         let is_failure = head.status.is_client_error()
             || head.status.is_server_error()
             || [Some(&head.headers), trailers].into_iter().flatten().any(is_grpc_failure);
-        let headers = filter.apply(&head.headers);
-        let mut answer = StoredAnswer::new(head.status, headers, body, trailers.map(|trailers| filter.apply(trailers)));
-        if answer.body.is_none() {
-            answer = answer.without_body();
-        }
-        if let Some(redact) = &policy.redact {
-            redact(&mut answer);
-        }
-        let encoded = answer.encode()?;
+        let (encoded, is_whole) = if let (Some(body), None) = (body, &policy.redact) {
+            let trailers = trailers.map(|trailers| filter.kept(trailers));
+            (answer::encode(head.status, filter.kept(&head.headers), Some(body), trailers)?, true)
+        } else {
+            let trailers = trailers.map(|trailers| filter.apply(trailers));
+            let mut answer = StoredAnswer::new(head.status, filter.apply(&head.headers), body.cloned(), trailers);
+            if answer.body.is_none() {
+                answer = answer.without_body();
+            }
+            if let Some(redact) = &policy.redact {
+                redact(&mut answer);
+            }
+            (answer.encode()?, answer.body.is_some())
+        };
         // Until here code of the policy ran, which may panic.
-        Some(ToStore { own: self.running.take()?, answer, encoded, is_failure })
+        Some(ToStore { own: self.running.take()?, encoded, is_whole, is_failure })
     }
 
     /// Writes to the store what the verdict says; where that waits for the device, on a thread that may.
@@ -511,7 +512,7 @@ impl Operation {
         &self,
         verdict: Verdict,
         head: &response::Parts,
-        body: Option<Bytes>,
+        body: Option<&Bytes>,
         trailers: Option<&HeaderMap>,
     ) -> Result<Ended, impl Future<Output = Ended>> {
         let write = match verdict {
@@ -548,23 +549,26 @@ impl Write {
 /// An answer on its way to the store.
 struct ToStore {
     own: Reservation,
-    answer: StoredAnswer,
     encoded: Vec<u8>,
+    /// With its body.
+    is_whole: bool,
     is_failure: bool,
 }
 
 impl ToStore {
     /// Stores it, without its body where the store has too little room for that.
     fn store(self) -> Ended {
-        let store = |own: Reservation, encoded| if self.is_failure { own.fail(encoded) } else { own.complete(encoded) };
-        let is_whole = self.answer.body.is_some();
-        let unwritten = match store(self.own, self.encoded) {
+        let ToStore { own, encoded, is_whole, is_failure } = self;
+        let store =
+            |own: Reservation, encoded: &[u8]| if is_failure { own.fail(encoded) } else { own.complete(encoded) };
+        let unwritten = match store(own, &encoded) {
             Ok(record) => return Ended::Stored { until: record.expires_at(), is_whole },
             Err(unwritten) => unwritten,
         };
         let is_too_large = unwritten.error.is_full() || unwritten.error.kind() == ErrorKind::RecordTooLarge;
-        let short = if is_whole && is_too_large { self.answer.without_body().encode() } else { None };
-        match short.map(|short| store(unwritten.reservation, short)) {
+        let whole = if is_whole && is_too_large { StoredAnswer::decode(encoded.into()) } else { None };
+        let short = whole.and_then(|whole| whole.without_body().encode());
+        match short.map(|short| store(unwritten.reservation, &short)) {
             Some(Ok(record)) => Ended::Stored { until: record.expires_at(), is_whole: false },
             Some(Err(_)) | None => Ended::NotStored,
         }
@@ -588,11 +592,12 @@ fn is_grpc_failure(headers: &HeaderMap) -> bool {
     headers.get(GRPC_STATUS).is_some_and(|status| status != "0")
 }
 
-fn join(mut pieces: Vec<Bytes>) -> Bytes {
-    match pieces.len() {
-        0 => Bytes::new(),
-        1 => pieces.remove(0),
-        _ => pieces.concat().into(),
+fn join(pieces: impl IntoIterator<Item = Bytes>) -> Bytes {
+    let mut pieces = pieces.into_iter();
+    match (pieces.next(), pieces.next()) {
+        (None, _) => Bytes::new(),
+        (Some(whole), None) => whole,
+        (Some(first), Some(second)) => [first, second].into_iter().chain(pieces).collect::<Vec<_>>().concat().into(),
     }
 }
 
