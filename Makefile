@@ -40,22 +40,22 @@ unit:
 
 # Every interleaving of the steps of the state word, the watermark, group commit and the waking of waiters.
 loom:
-	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/loom cargo test --locked --release --lib loom_
+	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/loom cargo test $(EVERYTHING) --lib loom_
 
 # One simulated history, as a failing seed says: `make sim SEED=7 OPS=2000`.
 sim:
-	cargo test --locked --release --test sim -- --seed $(SEED) --ops $(OPS)
+	cargo test $(EVERYTHING) --test sim -- --seed $(SEED) --ops $(OPS)
 
 sim-many:
-	cargo test --locked --release --test sim -- --seeds $(SEEDS) --ops $(OPS)
+	cargo test $(EVERYTHING) --test sim -- --seeds $(SEEDS) --ops $(OPS)
 
 # The whole store, with each lock, condition and atomic scheduled by chance.
 shuttle:
-	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/shuttle cargo test --locked --release --test shuttle -- --schedules $(SCHEDULES)
+	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/shuttle cargo test $(EVERYTHING) --test shuttle -- --schedules $(SCHEDULES)
 
 # Whether what real threads were told at the same time could have been told one after the other.
 linear:
-	cargo test --locked --release --test linear -- --histories $(HISTORIES)
+	cargo test $(EVERYTHING) --test linear -- --histories $(HISTORIES)
 
 # Tracing compares would cost most of the time in loops over zeros; checksums are put right by the targets themselves.
 FUZZ_FLAGS = --sanitizer address --no-trace-compares
@@ -88,7 +88,8 @@ fuzz-%-long:
 	$(MAKE) fuzz-$* FUZZ_END=-runs=$$(($(RUNS) * $(SHARE) / 100))
 
 demo:
-	cargo run --locked --release --example checkout
+	cargo build $(EVERYTHING) --example checkout
+	$${CARGO_TARGET_DIR:-target}/debug/examples/checkout
 	cargo test $(EVERYTHING) --test demo
 
 bench:
@@ -105,7 +106,7 @@ bench-gateway:
 
 # Whether operations take the instructions that are recorded, within 5 %; needs valgrind.
 instructions:
-	cargo bench --locked --profile release --bench instructions
+	cargo run --locked --release --package oncekey-instructions
 
 # oncekey beside rivals: a few minutes, and hours. What isn't installed is left out; see `compare-setup`.
 ROCKSDB = $(wildcard /usr/include/rocksdb/c.h)
@@ -136,10 +137,10 @@ lint-compare:
 
 # Whether the rigs catch bugs: those of src/planted.rs, one at a time.
 planted:
-	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/planted cargo test --locked --release --test planted
+	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/planted cargo test $(EVERYTHING) --test planted
 
 # Processes killed at random, and killed and failed at system calls; needs strace. That part goes to tmpfs where there is one.
-TORTURE = cargo test --locked --release --test torture -- $(if $(wildcard /dev/shm),--strace-dir /dev/shm)
+TORTURE = cargo test $(EVERYTHING) --test torture -- $(if $(wildcard /dev/shm),--strace-dir /dev/shm)
 
 torture:
 	$(TORTURE) --cycles 300 --acks 100000 --strace-every 16
@@ -150,20 +151,20 @@ torture-release:
 
 # Real file systems on small disks that fill up, fail and lose their power; needs root, loop devices and FUSE.
 filesystems:
-	cargo test --locked --release --test filesystems
+	cargo test $(EVERYTHING) --test filesystems
 
 no-filesystems:
 	@echo "no file systems were mounted and tested: that takes root, loop devices and FUSE"
 
 filesystems-release:
-	cargo test --locked --release --test filesystems -- --images 1000 --every-call
+	cargo test $(EVERYTHING) --test filesystems -- --images 1000 --every-call
 
 # Damage to a store's files: some of all places, and each of them.
 corruption:
-	cargo test --locked --release --test corruption -- $(CORRUPTION)
+	cargo test $(EVERYTHING) --test corruption -- $(CORRUPTION)
 
 corruption-release:
-	cargo test --locked --release --test corruption
+	cargo test $(EVERYTHING) --test corruption
 
 # The gateway's dashboard in Chromium, which Node.js drives.
 dashboard:
