@@ -58,7 +58,7 @@ linear:
 	cargo test $(EVERYTHING) --test linear -- --histories $(HISTORIES)
 
 # Tracing compares would cost most of the time in loops over zeros; checksums are put right by the targets themselves.
-FUZZ_FLAGS = --sanitizer address --no-trace-compares
+FUZZ_FLAGS = --sanitizer address --no-trace-compares --codegen-units 16
 FUZZ_LIMITS = -timeout=20 -rss_limit_mb=4096 -malloc_limit_mb=256 -print_final_stats=1
 # Forty operations: longer histories are the simulation's.
 fuzz-operations: FUZZ_LIMITS += -max_len=241
