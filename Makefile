@@ -137,7 +137,7 @@ lint-compare:
 
 # Whether the rigs catch bugs: those of src/planted.rs, one at a time.
 planted:
-	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/planted cargo test $(EVERYTHING) --test planted
+	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/planted cargo test --locked --release --test planted
 
 # Processes killed at random, and killed and failed at system calls; needs strace. That part goes to tmpfs where there is one.
 TORTURE = cargo test $(EVERYTHING) --test torture -- $(if $(wildcard /dev/shm),--strace-dir /dev/shm)

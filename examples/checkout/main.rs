@@ -17,7 +17,7 @@
 //! more, and ledger, store and answers have to agree.
 //!
 //! ```text
-//! cargo run --release --example checkout -- --help
+//! cargo run --example checkout -- --help
 //! ```
 
 mod client;

@@ -6,7 +6,7 @@
 //! runs in mount and process namespaces of its own: when it ends, however that comes, nothing stays mounted.
 //!
 //! ```text
-//! cargo test --release --test filesystems -- --help
+//! cargo test --test filesystems -- --help
 //! ```
 
 mod calls;

@@ -1,7 +1,7 @@
 //! Linearizability: many small histories of threads that call one store at the same time, each checked against the promise.
 //!
 //! ```sh
-//! cargo test --locked --release --test linear -- --histories 100000
+//! cargo test --locked --test linear -- --histories 100000
 //! ```
 //!
 //! Histories come in worlds: one store, fresh keys for each history, callers who start each history together, and a thread
