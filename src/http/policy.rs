@@ -187,7 +187,6 @@ impl fmt::Debug for Interruption {
 
 /// What was found out about an operation whose owner vanished.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "it lives for a moment")]
 pub enum Reconciled {
     /// It happened, and this is its answer, which is stored whatever its status. One of gRPC without a status gets `OK`.
     Happened(Response<Body>),

@@ -531,7 +531,6 @@ impl Operation {
 }
 
 /// What is to be written at an operation's end.
-#[expect(clippy::large_enum_variant, reason = "it lives for a moment")]
 enum Write {
     Answer(ToStore),
     Release(Reservation),
