@@ -31,6 +31,10 @@ setup:
 # What is compiled with the profile of tests selects the same packages and features, so that each is compiled once.
 EVERYTHING = --locked --workspace --all-features
 
+# Rigs too are compiled as the tests are, with assertions and checks of overflow; the long ones before a release, as users compile the crate.
+RIGS = $(EVERYTHING)
+torture-release filesystems-release corruption-release: RIGS = --locked --release
+
 # Unit, integration and doc tests.
 # More at a time than there may be cores, for most of them wait for the disk or for a limit of time.
 unit: export RUST_TEST_THREADS = 4
@@ -44,21 +48,22 @@ loom:
 
 # One simulated history, as a failing seed says: `make sim SEED=7 OPS=2000`.
 sim:
-	cargo test $(EVERYTHING) --test sim -- --seed $(SEED) --ops $(OPS)
+	cargo test $(RIGS) --test sim -- --seed $(SEED) --ops $(OPS)
 
 sim-many:
-	cargo test $(EVERYTHING) --test sim -- --seeds $(SEEDS) --ops $(OPS)
+	cargo test $(RIGS) --test sim -- --seeds $(SEEDS) --ops $(OPS)
 
-# The whole store, with each lock, condition and atomic scheduled by chance.
+# The whole store, with each lock, condition and atomic scheduled by chance. Without features: it must not leave a gateway so compiled
+# where the tests of the gateway look for one.
 shuttle:
-	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/shuttle cargo test $(EVERYTHING) --test shuttle -- --schedules $(SCHEDULES)
+	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/shuttle cargo test --locked --workspace --test shuttle -- --schedules $(SCHEDULES)
 
 # Whether what real threads were told at the same time could have been told one after the other.
 linear:
-	cargo test $(EVERYTHING) --test linear -- --histories $(HISTORIES)
+	cargo test $(RIGS) --test linear -- --histories $(HISTORIES)
 
 # Tracing compares would cost most of the time in loops over zeros; checksums are put right by the targets themselves.
-FUZZ_FLAGS = --sanitizer address --no-trace-compares --codegen-units 16
+FUZZ_FLAGS = --sanitizer address --no-trace-compares
 FUZZ_LIMITS = -timeout=20 -rss_limit_mb=4096 -malloc_limit_mb=256 -print_final_stats=1
 # Forty operations: longer histories are the simulation's.
 fuzz-operations: FUZZ_LIMITS += -max_len=241
@@ -88,8 +93,7 @@ fuzz-%-long:
 	$(MAKE) fuzz-$* FUZZ_END=-runs=$$(($(RUNS) * $(SHARE) / 100))
 
 demo:
-	cargo build $(EVERYTHING) --example checkout
-	$${CARGO_TARGET_DIR:-target}/debug/examples/checkout
+	cargo run --locked --all-features --example checkout
 	cargo test $(EVERYTHING) --test demo
 
 bench:
@@ -140,7 +144,7 @@ planted:
 	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/planted cargo test --locked --release --test planted
 
 # Processes killed at random, and killed and failed at system calls; needs strace. That part goes to tmpfs where there is one.
-TORTURE = cargo test $(EVERYTHING) --test torture -- $(if $(wildcard /dev/shm),--strace-dir /dev/shm)
+TORTURE = cargo test $(RIGS) --test torture -- $(if $(wildcard /dev/shm),--strace-dir /dev/shm)
 
 torture:
 	$(TORTURE) --cycles 300 --acks 100000 --strace-every 16
@@ -151,20 +155,20 @@ torture-release:
 
 # Real file systems on small disks that fill up, fail and lose their power; needs root, loop devices and FUSE.
 filesystems:
-	cargo test $(EVERYTHING) --test filesystems
+	cargo test $(RIGS) --test filesystems
 
 no-filesystems:
 	@echo "no file systems were mounted and tested: that takes root, loop devices and FUSE"
 
 filesystems-release:
-	cargo test $(EVERYTHING) --test filesystems -- --images 1000 --every-call
+	cargo test $(RIGS) --test filesystems -- --images 1000 --every-call
 
 # Damage to a store's files: some of all places, and each of them.
 corruption:
-	cargo test $(EVERYTHING) --test corruption -- $(CORRUPTION)
+	cargo test $(RIGS) --test corruption -- $(CORRUPTION)
 
 corruption-release:
-	cargo test $(EVERYTHING) --test corruption
+	cargo test $(RIGS) --test corruption
 
 # The gateway's dashboard in Chromium, which Node.js drives.
 dashboard:

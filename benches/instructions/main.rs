@@ -62,7 +62,9 @@ struct Scene {
 
 impl Scene {
     fn new(on_disk: bool) -> Scene {
-        let dir = tempfile::tempdir().expect("there is room for a directory");
+        let program = std::env::current_exe().expect("Linux says which program this is");
+        let dir = tempfile::tempdir_in(program.parent().expect("a file is in a directory"));
+        let dir = dir.expect("the target directory is writable");
         let clock = Arc::new(ManualClock::new(NOW_MS));
         let settings = builder(Durability::Buffered)
             .segment_size(SEGMENT_LEN)

@@ -152,7 +152,10 @@ pub(super) fn encode<'h>(
     let trailers_len = trailers.map_or(Some([0; 4]), |trailers| encode_headers(trailers, &mut bytes))?;
     bytes[8..12].copy_from_slice(&headers_len);
     bytes[12..16].copy_from_slice(&trailers_len);
-    bytes.extend_from_slice(body.unwrap_or_default());
+    let body = body.unwrap_or_default();
+    // Exactly, in case that the headers took some of its room.
+    bytes.reserve_exact(body.len());
+    bytes.extend_from_slice(body);
     Some(bytes)
 }
 

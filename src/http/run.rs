@@ -201,9 +201,6 @@ enum Turn {
 
 /// The next frame, or, if that isn't waited for, word that there is none yet.
 async fn next(body: &mut Body, waits: bool) -> Turn {
-    if body.is_end_stream() {
-        return Turn::End;
-    }
     // So that a body that is always ready lets others have a turn.
     tokio::task::coop::consume_budget().await;
     poll_fn(|context| {
