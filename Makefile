@@ -23,7 +23,7 @@ CAN_MOUNT = $(and $(filter 0,$(shell id -u)),$(wildcard /dev/loop-control),$(wil
 
 FUZZ_TARGETS = $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 
-test: setup unit loom sim-many linear shuttle torture $(if $(CAN_MOUNT),filesystems,no-filesystems) corruption dashboard fuzz demo
+test: setup unit fuzz loom sim-many linear shuttle torture $(if $(CAN_MOUNT),filesystems,no-filesystems) corruption dashboard demo
 
 setup:
 	.ci/install
