@@ -92,8 +92,10 @@ fuzz-record_decode-long fuzz-wheel-long: SHARE = 45
 fuzz-%-long:
 	$(MAKE) fuzz-$* FUZZ_END=-runs=$$(($(RUNS) * $(SHARE) / 100))
 
+demo: TARGET_DIR = $$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 demo:
-	cargo run --locked --all-features --example checkout
+	cargo build $(EVERYTHING) --example checkout
+	$(TARGET_DIR)/debug/examples/checkout
 	cargo test $(EVERYTHING) --test demo
 
 bench:
