@@ -254,11 +254,9 @@ where
                 return Ok(settings.refuse(kind, &problem, is_grpc, started, None));
             }
         };
-        match collected {
-            Collected::Whole(whole) => body = whole,
-            Collected::Stream(body) => {
-                return Box::pin(settings.pass(inner.call(Request::from_parts(parts, body)), started)).await;
-            }
+        // Not awaited above, where the future would have to have room for the problem as well.
+        if let Collected::Stream = collected {
+            return Box::pin(settings.pass(inner.call(Request::from_parts(parts, body)), started)).await;
         }
         let asked = Arc::new(Asked {
             scope,

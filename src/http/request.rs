@@ -9,10 +9,11 @@ use http_body_util::{BodyExt, LengthLimitError};
 use std::error::Error;
 use std::future::Future;
 
+/// How much of a request's body was read; it is in the body's place, before what may come.
 pub(super) enum Collected {
-    Whole(Body),
-    /// A gRPC request of several messages, which may have no end before its answer begins.
-    Stream(Body),
+    Whole,
+    /// Of a gRPC request of several messages, which may have no end before its answer begins, the first.
+    Stream,
 }
 
 /// Reads a body to its end, within the policy's limits and the room that there is.
@@ -22,7 +23,8 @@ pub(super) enum Collected {
 /// If it is too large, ends early, or takes too long, or there is no room for it.
 pub(super) async fn collect(body: &mut Body, held: Held, policy: &Policy, is_grpc: bool) -> Result<Collected, Problem> {
     if body.is_end_stream() {
-        return Ok(Collected::Whole(Body::empty()));
+        *body = Body::empty();
+        return Ok(Collected::Whole);
     }
     let limit = policy.max_request_body;
     if body.size_hint().lower() > limit as u64 {
@@ -60,10 +62,12 @@ fn read(
                 Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
             }
             if is_grpc && holds_more_than_a_message(held.as_ref()) {
-                return Ok(Collected::Stream(Body::resumed(held.finish(), std::mem::take(body))));
+                *body = Body::resumed(held.finish(), std::mem::take(body));
+                return Ok(Collected::Stream);
             }
         }
-        Ok(Collected::Whole(Body::whole(held.finish(), trailers)))
+        *body = Body::whole(held.finish(), trailers);
+        Ok(Collected::Whole)
     }
 }
 
