@@ -53,10 +53,9 @@ sim:
 sim-many:
 	cargo test $(RIGS) --test sim -- --seeds $(SEEDS) --ops $(OPS)
 
-# The whole store, with each lock, condition and atomic scheduled by chance. Without features: it must not leave a gateway so compiled
-# where the tests of the gateway look for one.
+# The whole store, with each lock, condition and atomic scheduled by chance.
 shuttle:
-	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/shuttle cargo test --locked --workspace --test shuttle -- --schedules $(SCHEDULES)
+	RUSTC_WORKSPACE_WRAPPER=.ci/cfg/shuttle cargo test $(EVERYTHING) --test shuttle -- --schedules $(SCHEDULES)
 
 # Whether what real threads were told at the same time could have been told one after the other.
 linear:
@@ -128,13 +127,14 @@ compare-full:
 compare-setup:
 	.ci/install-rivals
 
+# Documented is all but the program, whose pages would take the library's place; the example, so that features are those of clippy.
 lint:
 	cargo fmt --check
 	cargo clippy $(EVERYTHING) --all-targets -- -D warnings
 	cargo clippy $(EVERYTHING) --test '*' -- -D warnings
 	cargo clippy --locked --no-default-features -- -D warnings
 	cargo clippy --locked --features http -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc $(EVERYTHING) --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc $(EVERYTHING) --no-deps --lib --examples --bin '[!o]*'
 
 # Of the comparison, which is a package of its own.
 lint-compare:

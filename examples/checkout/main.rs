@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Clients retry whenever a connection breaks, hang up without waiting for the answer, send one order from several
-//! threads at once, and ask again for orders long done. The service ([`service`]) puts each order through the store; the
-//! ledger ([`ledger`]) is a file that knows nothing of the store, as a bank wouldn't. A kill that falls between the
+//! threads at once, and ask again for orders long done. The service (`service`) puts each order through the store; the
+//! ledger (`ledger`) is a file that knows nothing of the store, as a bank wouldn't. A kill that falls between the
 //! charge and its recording leaves the order interrupted, and the service looks into the ledger before it does anything.
 //!
 //! Each charge draws a random receipt number, so an order charged twice would be answered in two ways. Every answer is

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 const SECTOR: usize = 512;
 
@@ -61,14 +61,15 @@ struct Failure {
 
 #[derive(Debug)]
 struct SimFile {
-    /// What the store reads.
-    region: Arc<Region>,
+    /// What the store reads, once it asked for it: most images are never opened.
+    region: OnceLock<Arc<Region>>,
     images: Mutex<Images>,
 }
 
 #[derive(Debug)]
 struct Images {
-    live: Vec<u8>,
+    /// Shared with images that were taken of the disk, until one of them is written to.
+    live: Arc<Vec<u8>>,
     /// What the medium still holds of sectors that it does not hold as they are now.
     older: BTreeMap<usize, Vec<u8>>,
     /// Those of them that the next sync writes: after a failed one their pages are clean.
@@ -158,7 +159,7 @@ impl SimDisk {
 
     /// A file's bytes, as a program that reads it would see them.
     pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
-        Some(self.0.lock().names.get(name)?.images.lock().live.clone())
+        Some(self.0.lock().names.get(name)?.images.lock().live.to_vec())
     }
 
     /// Puts a file there, or replaces it, durably: corruption, truncation, foreign files.
@@ -190,27 +191,17 @@ impl SimDisk {
 
 impl SimFile {
     fn new(contents: Vec<u8>) -> Self {
-        let region = Region::anonymous(contents.len().max(1)).expect("memory for a simulated file");
-        // The rest is zero as it is, and needs no memory.
-        let is_written = |sector: &[u8]| sector != &[0; SECTOR][..sector.len()];
-        let sectors = contents.chunks(SECTOR).rposition(is_written).map_or(0, |last| last + 1);
-        region.write(0, &contents[..(sectors * SECTOR).min(contents.len())]);
-        let images = Images { live: contents, older: BTreeMap::new(), dirty: BTreeSet::new(), is_being_synced: false };
-        SimFile { region: Arc::new(region), images: Mutex::new(images) }
+        SimFile::on_medium(Arc::new(contents), BTreeMap::new(), BTreeSet::new())
+    }
+
+    fn on_medium(live: Arc<Vec<u8>>, older: BTreeMap<usize, Vec<u8>>, dirty: BTreeSet<usize>) -> Self {
+        SimFile { region: OnceLock::new(), images: Mutex::new(Images { live, older, dirty, is_being_synced: false }) }
     }
 
     fn image(&self, keep: &mut dyn FnMut() -> bool, torn: Option<usize>) -> SimFile {
         let images = self.images.lock();
-        let Some(unit) = torn else {
-            let file = SimFile::new(images.live.clone());
-            {
-                let mut copy = file.images.lock();
-                copy.older.clone_from(&images.older);
-                copy.dirty.clone_from(&images.dirty);
-            }
-            return file;
-        };
-        let mut contents = images.live.clone();
+        let mut live = Arc::clone(&images.live);
+        let Some(unit) = torn else { return SimFile::on_medium(live, images.older.clone(), images.dirty.clone()) };
         let mut decided = (usize::MAX, false);
         for (&sector, older) in &images.older {
             let is_dirty = images.dirty.contains(&sector);
@@ -218,10 +209,23 @@ impl SimFile {
                 decided = (sector / unit, keep());
             }
             if !is_dirty || !decided.1 {
-                contents[images.sector(sector)].copy_from_slice(older);
+                Arc::make_mut(&mut live)[images.sector(sector)].copy_from_slice(older);
             }
         }
-        SimFile::new(contents)
+        SimFile::on_medium(live, BTreeMap::new(), BTreeSet::new())
+    }
+
+    fn region(&self) -> Arc<Region> {
+        let images = self.images.lock();
+        let mapped = self.region.get_or_init(|| {
+            let region = Region::anonymous(images.live.len().max(1)).expect("memory for a simulated file");
+            // The rest is zero as it is, and needs no memory.
+            let is_written = |sector: &[u8]| sector != &[0; SECTOR][..sector.len()];
+            let sectors = images.live.chunks(SECTOR).rposition(is_written).map_or(0, |last| last + 1);
+            region.write(0, &images.live[..(sectors * SECTOR).min(images.live.len())]);
+            Arc::new(region)
+        });
+        Arc::clone(mapped)
     }
 
     fn store(&self, at: u64, bytes: &[u8]) {
@@ -234,8 +238,10 @@ impl SimFile {
             images.older.entry(sector).or_insert_with(|| images.live[range].to_vec());
             images.dirty.insert(sector);
         }
-        self.region.write(at, bytes);
-        images.live[at..at + bytes.len()].copy_from_slice(bytes);
+        if let Some(region) = self.region.get() {
+            region.write(at, bytes);
+        }
+        Arc::make_mut(&mut images.live)[at..at + bytes.len()].copy_from_slice(bytes);
     }
 }
 
@@ -430,6 +436,6 @@ impl Blob for SimBlob {
     }
 
     fn map(&self) -> io::Result<Arc<Region>> {
-        Ok(Arc::clone(&self.file.region))
+        Ok(self.file.region())
     }
 }
