@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 const SECTOR: usize = 512;
 
@@ -61,14 +61,14 @@ struct Failure {
 
 #[derive(Debug)]
 struct SimFile {
-    /// What the store reads, once it asked for it: most images are never opened.
-    region: OnceLock<Arc<Region>>,
     images: Mutex<Images>,
 }
 
 #[derive(Debug)]
 struct Images {
-    /// Shared with images that were taken of the disk, until one of them is written to.
+    /// What the store reads, once it asked for it: most copies of a disk are never opened.
+    region: Option<Arc<Region>>,
+    /// Shared with the copies, until one of them is written to.
     live: Arc<Vec<u8>>,
     /// What the medium still holds of sectors that it does not hold as they are now.
     older: BTreeMap<usize, Vec<u8>>,
@@ -191,17 +191,17 @@ impl SimDisk {
 
 impl SimFile {
     fn new(contents: Vec<u8>) -> Self {
-        SimFile::on_medium(Arc::new(contents), BTreeMap::new(), BTreeSet::new())
+        SimFile::holding(Arc::new(contents), BTreeMap::new(), BTreeSet::new())
     }
 
-    fn on_medium(live: Arc<Vec<u8>>, older: BTreeMap<usize, Vec<u8>>, dirty: BTreeSet<usize>) -> Self {
-        SimFile { region: OnceLock::new(), images: Mutex::new(Images { live, older, dirty, is_being_synced: false }) }
+    fn holding(live: Arc<Vec<u8>>, older: BTreeMap<usize, Vec<u8>>, dirty: BTreeSet<usize>) -> Self {
+        SimFile { images: Mutex::new(Images { region: None, live, older, dirty, is_being_synced: false }) }
     }
 
     fn image(&self, keep: &mut dyn FnMut() -> bool, torn: Option<usize>) -> SimFile {
         let images = self.images.lock();
         let mut live = Arc::clone(&images.live);
-        let Some(unit) = torn else { return SimFile::on_medium(live, images.older.clone(), images.dirty.clone()) };
+        let Some(unit) = torn else { return SimFile::holding(live, images.older.clone(), images.dirty.clone()) };
         let mut decided = (usize::MAX, false);
         for (&sector, older) in &images.older {
             let is_dirty = images.dirty.contains(&sector);
@@ -212,17 +212,18 @@ impl SimFile {
                 Arc::make_mut(&mut live)[images.sector(sector)].copy_from_slice(older);
             }
         }
-        SimFile::on_medium(live, BTreeMap::new(), BTreeSet::new())
+        SimFile::holding(live, BTreeMap::new(), BTreeSet::new())
     }
 
     fn region(&self) -> Arc<Region> {
-        let images = self.images.lock();
-        let mapped = self.region.get_or_init(|| {
-            let region = Region::anonymous(images.live.len().max(1)).expect("memory for a simulated file");
+        let mut images = self.images.lock();
+        let Images { region, live, .. } = &mut *images;
+        let mapped = region.get_or_insert_with(|| {
+            let region = Region::anonymous(live.len().max(1)).expect("memory for a simulated file");
             // The rest is zero as it is, and needs no memory.
             let is_written = |sector: &[u8]| sector != &[0; SECTOR][..sector.len()];
-            let sectors = images.live.chunks(SECTOR).rposition(is_written).map_or(0, |last| last + 1);
-            region.write(0, &images.live[..(sectors * SECTOR).min(images.live.len())]);
+            let sectors = live.chunks(SECTOR).rposition(is_written).map_or(0, |last| last + 1);
+            region.write(0, &live[..(sectors * SECTOR).min(live.len())]);
             Arc::new(region)
         });
         Arc::clone(mapped)
@@ -238,7 +239,7 @@ impl SimFile {
             images.older.entry(sector).or_insert_with(|| images.live[range].to_vec());
             images.dirty.insert(sector);
         }
-        if let Some(region) = self.region.get() {
+        if let Some(region) = &images.region {
             region.write(at, bytes);
         }
         Arc::make_mut(&mut images.live)[at..at + bytes.len()].copy_from_slice(bytes);
