@@ -12,7 +12,7 @@ use super::routes::hashed_scope;
 use super::samples::Samples;
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN,
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN,
     REFERRER_POLICY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Method, Request, Response, StatusCode};
@@ -61,6 +61,16 @@ pub fn readers() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(MOST_READERS))
 }
 
+/// What may be asked of a path, if there is anything there.
+fn methods(path: &str) -> Option<&'static str> {
+    match path {
+        "/" | "/healthz" | "/readyz" => Some("GET, HEAD"),
+        "/metrics" | "/events" => Some("GET"),
+        "/api/key" | "/keys/release" | "/keys/erase" => Some("POST"),
+        _ => None,
+    }
+}
+
 impl Admin {
     /// Serves until it is dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
@@ -99,6 +109,7 @@ impl Admin {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Reply {
+        let methods = methods(request.uri().path());
         let mut response = match self.routed(request).await {
             Ok(response) => response,
             Err(problem) => problem.response(),
@@ -108,8 +119,14 @@ impl Admin {
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if response.status() == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        match (response.status(), methods) {
+            (StatusCode::UNAUTHORIZED, _) => {
+                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            (StatusCode::METHOD_NOT_ALLOWED, Some(methods)) => {
+                response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+            }
+            (_, _) => (),
         }
         response
     }
@@ -135,11 +152,10 @@ impl Admin {
             }
             (&Method::POST, "/keys/release") => self.resolved(Deed::Release, request).await,
             (&Method::POST, "/keys/erase") => self.resolved(Deed::Erase, request).await,
-            (
-                _,
-                "/" | "/healthz" | "/readyz" | "/metrics" | "/events" | "/api/key" | "/keys/release" | "/keys/erase",
-            ) => Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Not with this method")),
-            (_, _) => Err(Problem::new(StatusCode::NOT_FOUND, "not-found", "There is no such page")),
+            (_, path) => Err(match methods(path) {
+                Some(_) => Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Not with this method"),
+                None => Problem::new(StatusCode::NOT_FOUND, "not-found", "There is no such page"),
+            }),
         }
     }
 
