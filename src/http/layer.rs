@@ -19,6 +19,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderVal
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, response};
 use std::cell::RefCell;
+use std::cmp;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -503,8 +504,13 @@ impl Asked {
         let fence = pending.fence();
         let attach = || {
             let recording = live.streams.get(&identity)?;
-            // Another's than was met in the store: of an operation that began since, perhaps with another payload.
-            if recording.fence() != fence { Some(Waited::Again) } else { recording.attach().map(Waited::Attached) }
+            match recording.fence().cmp(&fence) {
+                // Of an operation that lost its reservation; the one that was met has not begun its answer.
+                cmp::Ordering::Less => None,
+                cmp::Ordering::Equal => recording.attach().map(Waited::Attached),
+                // Of an operation that began since, perhaps with another payload.
+                cmp::Ordering::Greater => Some(Waited::Again),
+            }
         };
         let Some(until) = until else {
             return Ok(attach().unwrap_or(Waited::TimedOut));

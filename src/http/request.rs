@@ -49,6 +49,8 @@ fn read(
         let longest = told.map_or(limit, |told| told.min(limit));
         let mut trailers = None;
         while let Some(frame) = body.frame().await {
+            // So that a body that is always ready doesn't keep the time from running out.
+            tokio::task::coop::consume_budget().await;
             let frame = frame.map_err(|error| match causes(&*error).any(|cause| cause.is::<LengthLimitError>()) {
                 // A limit that was set before this layer.
                 true => Problem::body_over_another_limit(),

@@ -201,30 +201,30 @@ enum Turn {
 
 /// The next frame, or, if that isn't waited for, word that there is none yet.
 async fn next(body: &mut Body, waits: bool) -> Turn {
-    // So that a body that is always ready lets others have a turn.
-    tokio::task::coop::consume_budget().await;
-    poll_fn(|context| {
-        loop {
-            let frame = match Pin::new(&mut *body).poll_frame(context) {
-                Poll::Pending if waits => return Poll::Pending,
-                Poll::Pending => return Poll::Ready(Turn::Later),
-                Poll::Ready(None) => return Poll::Ready(Turn::End),
-                Poll::Ready(Some(Err(_))) => return Poll::Ready(Turn::Broken),
-                Poll::Ready(Some(Ok(frame))) => frame,
-            };
-            match frame.into_data() {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) if data.len() <= SMALL => return Poll::Ready(Turn::Data(Bytes::copy_from_slice(&data))),
-                Ok(data) => return Poll::Ready(Turn::Data(data)),
-                Err(frame) => {
-                    if let Ok(trailers) = frame.into_trailers() {
-                        return Poll::Ready(Turn::Trailers(Box::new(trailers)));
-                    }
+    loop {
+        // So that a body that is always ready lets others have a turn, also one of empty frames.
+        tokio::task::coop::consume_budget().await;
+        let frame = poll_fn(|context| match Pin::new(&mut *body).poll_frame(context) {
+            Poll::Pending if !waits => Poll::Ready(None),
+            poll => poll.map(Some),
+        });
+        let frame = match frame.await {
+            None => return Turn::Later,
+            Some(None) => return Turn::End,
+            Some(Some(Err(_))) => return Turn::Broken,
+            Some(Some(Ok(frame))) => frame,
+        };
+        match frame.into_data() {
+            Ok(data) if data.is_empty() => {}
+            Ok(data) if data.len() <= SMALL => return Turn::Data(Bytes::copy_from_slice(&data)),
+            Ok(data) => return Turn::Data(data),
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    return Turn::Trailers(Box::new(trailers));
                 }
             }
         }
-    })
-    .await
+    }
 }
 
 /// How an operation ended.
@@ -606,7 +606,12 @@ struct Tape {
 
 impl Tape {
     fn begin(live: Arc<Live>, identity: Box<[u8]>, recording: Arc<Recording>) -> Self {
-        live.streams.insert(identity.clone(), Arc::clone(&recording));
+        // One whose reservation was lost meanwhile leaves its place to who took the key.
+        let mut place = live.streams.entry(identity.clone()).or_insert_with(|| Arc::clone(&recording));
+        if place.fence() < recording.fence() {
+            *place = Arc::clone(&recording);
+        }
+        drop(place);
         live.stream_begun.notify_waiters();
         Tape { live, identity, recording }
     }

@@ -5,13 +5,15 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
-use oncekey::http::{BoxError, EventKind, InFlight, Policy, Running, Verdict};
+use oncekey::http::{Body, BoxError, EventKind, InFlight, Policy, Running, Verdict};
 use oncekey::{Durability, Request as Key, Standing, Store};
+use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
 fn key() -> Key<'static> {
     Key::new("a").operation("POST /payments")
@@ -420,6 +422,127 @@ fn a_duplicate_never_follows_the_answer_to_another_payload() {
         frames.send(data("the answer to y")).unwrap();
         read(second.await).await.assert_problem(422, "key-reused");
     });
+}
+
+/// Plays a scene on a runtime of one thread, and fails if that thread is never let go.
+fn alone(scene: impl Future<Output = ()> + Send + 'static) {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(scene);
+        done.send(()).unwrap();
+    });
+    ended.recv_timeout(Duration::from_secs(60)).unwrap();
+}
+
+/// A service whose runs the test answers, by their number.
+fn by_hand(store: &Store, policy: Policy) -> (Service, Log, impl Fn(usize, Body) + use<>) {
+    let waiting = Arc::new(Mutex::new(Vec::new()));
+    let runs = Arc::clone(&waiting);
+    let (service, log) = around(layer(store, policy), move |_| {
+        let (answer, answered) = oneshot::channel();
+        runs.lock().unwrap().push(Some(answer));
+        async move { Response::new(answered.await.unwrap()) }
+    });
+    let answer = move |run: usize, body| {
+        let answer: oneshot::Sender<Body> = waiting.lock().unwrap()[run].take().unwrap();
+        answer.send(body).unwrap();
+    };
+    (service, log, answer)
+}
+
+fn asked(service: &Service) -> tokio::task::JoinHandle<Response<Body>> {
+    let service = service.clone();
+    tokio::spawn(async move { begin(&service, post("a", "")).await })
+}
+
+#[test]
+fn a_stream_whose_key_was_erased_is_not_taken_for_the_answer_of_who_has_the_key_now() {
+    for waits in [false, true] {
+        alone(async move {
+            let store = store();
+            let in_flight = if waits { InFlight::Wait(Duration::from_secs(600)) } else { InFlight::Refuse };
+            let (service, log, answer) = by_hand(&store, Policy::new().in_flight(in_flight));
+            let first = asked(&service);
+            until(|| log.runs() == 1).await;
+            let (_frames, body) = fed();
+            answer(0, Body::new(body));
+            let _streaming = first.await.unwrap();
+            store.erase(&key()).unwrap();
+            let second = asked(&service);
+            until(|| log.runs() == 2).await;
+            let third = asked(&service);
+            if waits {
+                // Its turn, and some more.
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                assert!(!third.is_finished());
+                answer(1, Body::from("two"));
+                assert_eq!(read(third.await.unwrap()).await.text(), "two");
+            } else {
+                read(third.await.unwrap()).await.assert_problem(409, "in-flight");
+                answer(1, Body::from("two"));
+            }
+            assert_eq!(read(second.await.unwrap()).await.text(), "two");
+            assert_eq!(log.runs(), 2);
+        });
+    }
+}
+
+#[test]
+fn a_stream_that_begins_after_its_key_was_erased_hides_no_other() {
+    alone(async {
+        let store = store();
+        let (service, log, answer) = by_hand(&store, Policy::new());
+        let first = asked(&service);
+        until(|| log.runs() == 1).await;
+        store.erase(&key()).unwrap();
+        let second = asked(&service);
+        until(|| log.runs() == 2).await;
+        let [(_one, late), (two, body)] = [fed(), fed()];
+        answer(1, Body::new(body));
+        let second = second.await.unwrap();
+        answer(0, Body::new(late));
+        let _late = first.await.unwrap();
+        let third = begin(&service, post("a", "")).await;
+        two.send(data("two")).unwrap();
+        drop(two);
+        for response in [second, third] {
+            assert_eq!(read(response).await.text(), "two");
+        }
+    });
+}
+
+#[test]
+fn a_body_of_empty_frames_without_end_leaves_the_thread_to_others() {
+    alone(async {
+        let endless = || Body::new(Endless);
+        let policy = Policy::new().request_body_timeout(Duration::from_millis(1));
+        let (service, log, answer) = by_hand(&store(), policy);
+        let request = Request::post("/payments").header("idempotency-key", "b").body(endless()).unwrap();
+        send(&service, request).await.assert_problem(408, "body-timeout");
+        let first = asked(&service);
+        until(|| log.runs() == 1).await;
+        answer(0, endless());
+        // It goes on for ever, and so do others.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        first.abort();
+    });
+}
+
+/// Always ready, with nothing.
+struct Endless;
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Piece>> {
+        Poll::Ready(Some(Ok(Frame::data(Bytes::new()))))
+    }
 }
 
 /// What a piece was read into.
