@@ -193,7 +193,8 @@ fn decode_headers(stored: &Bytes) -> Option<HeaderMap> {
 /// Which headers of an answer are stored.
 ///
 /// Never stored, whatever the filter says, are those that belong to one connection (RFC 9110, section 7.6.1, and those that
-/// `Connection` names), `Set-Cookie`, `Authorization`, `Proxy-Authorization`, and `Content-Length`, which follows from the body.
+/// `Connection` names), `Set-Cookie`, `Authorization`, `Proxy-Authorization`, and `Content-Length`, which follows from the body;
+/// so a replay to `HEAD`, or of a 304, has none.
 #[derive(Clone, Debug)]
 pub struct HeaderFilter {
     names: Vec<HeaderName>,

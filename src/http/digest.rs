@@ -2,7 +2,7 @@
 
 use crate::Fingerprint;
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -33,7 +33,7 @@ const VERSION: &[u8] = b"oncekey http 1";
 const MAX_DEPTH: usize = 64;
 
 impl PayloadDigest {
-    /// Method, path, query, content type and body, byte for byte.
+    /// Method, path, query, content type and body, byte for byte; an empty query or content type is as none.
     pub fn whole() -> Self {
         PayloadDigest(DigestOf::Whole)
     }
@@ -71,8 +71,10 @@ impl PayloadDigest {
             let parts = selected.iter().map(Vec::as_slice);
             return Fingerprint::of_parts([VERSION, b"json"].into_iter().chain(target).chain(parts));
         }
-        let content_type = parts.headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-        Fingerprint::of_parts([VERSION].into_iter().chain(target).chain([content_type, body]))
+        let mut types = parts.headers.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
+        let first_type = types.next().unwrap_or_default();
+        let body: &[u8] = body;
+        Fingerprint::of_parts([VERSION].into_iter().chain(target).chain([first_type]).chain(types).chain([body]))
     }
 }
 
@@ -203,6 +205,19 @@ mod tests {
         assert!(at(&nested(200_000), "").is_none());
         for no_json in ["", "{", "nul", "[1] 2", "{\"a\": \u{1}}"] {
             assert!(at(no_json, "").is_none(), "{no_json}");
+        }
+    }
+
+    #[test]
+    fn every_line_of_content_type_counts() {
+        let fingerprint = |types: &[&str]| {
+            let request =
+                types.iter().fold(http::Request::post("/"), |request, &line| request.header(CONTENT_TYPE, line));
+            PayloadDigest::whole().fingerprint(&request.body(()).unwrap().into_parts().0, &Bytes::from("b"))
+        };
+        assert_eq!(fingerprint(&[]), fingerprint(&[""]));
+        for other in [&["a/b", "c/d"][..], &["a/bc/d"], &["a/b", ""], &["c/d", "a/b"], &[]] {
+            assert_ne!(fingerprint(&["a/b"]), fingerprint(other), "{other:?}");
         }
     }
 

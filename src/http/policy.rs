@@ -311,6 +311,8 @@ impl Policy {
     }
 
     /// What makes two requests the same; [`PayloadDigest::whole`] by default.
+    ///
+    /// Retries of what was stored under another one are told apart from it, and answered 422: change it once nobody retries that any more.
     pub fn fingerprint(mut self, digest: PayloadDigest) -> Self {
         self.digest = digest;
         self

@@ -149,7 +149,7 @@ impl Problem {
 
     pub(super) fn scope_missing() -> Problem {
         Problem::new(StatusCode::BAD_REQUEST, "scope-missing", "Whose idempotency key it is can't be told").detail(
-            "The request doesn't say for whom it is sent, such as by credentials, so that its key could be taken for another's.",
+            "The request doesn't say for whom it is sent, such as by credentials, or not in 1 to 128 bytes, so that its key could be taken for another's.",
         )
     }
 

@@ -48,9 +48,10 @@ fn read(
         let told = body.size_hint().upper().and_then(|told| usize::try_from(told).ok());
         let longest = told.map_or(limit, |told| told.min(limit));
         let mut trailers = None;
-        while let Some(frame) = body.frame().await {
+        loop {
             // So that a body that is always ready doesn't keep the time from running out.
             tokio::task::coop::consume_budget().await;
+            let Some(frame) = body.frame().await else { break };
             let frame = frame.map_err(|error| match causes(&*error).any(|cause| cause.is::<LengthLimitError>()) {
                 // A limit that was set before this layer.
                 true => Problem::body_over_another_limit(),

@@ -251,7 +251,8 @@ fn time(name: &str, set: Option<Span>, default: Duration, longest: Duration) -> 
 pub fn size(name: &str, set: Option<ByteSize>, default: ByteSize, least: usize, most: usize) -> Result<usize, String> {
     let size = set.unwrap_or(default);
     usize::try_from(size.as_u64()).ok().filter(|bytes| (least..=most).contains(bytes)).ok_or_else(|| {
-        format!("{name} = {size} must be from {} to {}", ByteSize::b(least as u64), ByteSize::b(most as u64))
+        let [least, most] = [least, most].map(|bytes| ByteSize::b(bytes as u64));
+        format!("{name} = {} bytes must be from {least} to {most}", size.as_u64())
     })
 }
 
