@@ -205,8 +205,9 @@ async fn next(body: &mut Body, waits: bool) -> Turn {
         // So that a body that is always ready lets others have a turn, also one of empty frames.
         tokio::task::coop::consume_budget().await;
         let frame = poll_fn(|context| match Pin::new(&mut *body).poll_frame(context) {
-            Poll::Pending if !waits => Poll::Ready(None),
-            poll => poll.map(Some),
+            Poll::Pending if waits => Poll::Pending,
+            Poll::Pending => Poll::Ready(None),
+            Poll::Ready(frame) => Poll::Ready(Some(frame)),
         });
         let frame = match frame.await {
             None => return Turn::Later,
