@@ -37,6 +37,27 @@ fn streaming(store: &Store, policy: Policy) -> (UnboundedSender<Piece>, Service,
     (frames, service, log)
 }
 
+/// A service whose runs the test answers, by their number.
+fn by_hand(store: &Store, policy: Policy) -> (Service, Log, impl Fn(usize, Body) + use<>) {
+    let waiting = Arc::new(Mutex::new(Vec::new()));
+    let runs = Arc::clone(&waiting);
+    let (service, log) = around(layer(store, policy), move |_| {
+        let (answer, answered) = oneshot::channel();
+        runs.lock().unwrap().push(Some(answer));
+        async move { Response::new(answered.await.unwrap()) }
+    });
+    let answer = move |run: usize, body| {
+        let answer: oneshot::Sender<Body> = waiting.lock().unwrap()[run].take().unwrap();
+        answer.send(body).unwrap();
+    };
+    (service, log, answer)
+}
+
+fn asked(service: &Service) -> tokio::task::JoinHandle<Response<Body>> {
+    let service = service.clone();
+    tokio::spawn(async move { begin(&service, post("a", "")).await })
+}
+
 #[tokio::test]
 async fn pieces_pass_as_they_come_and_a_duplicate_gets_them_from_the_first() {
     let store = store();
@@ -79,26 +100,12 @@ async fn pieces_pass_as_they_come_and_a_duplicate_gets_them_from_the_first() {
 async fn who_waits_for_an_answer_follows_it_once_it_begins() {
     let store = store();
     let (frames, body) = fed();
-    let (release, gate) = tokio::sync::oneshot::channel::<()>();
-    let parts = Arc::new(Mutex::new(Some((body, gate))));
-    let handler = move |_| {
-        let (body, gate) = parts.lock().unwrap().take().unwrap();
-        async move {
-            gate.await.unwrap();
-            Response::new(body)
-        }
-    };
-    let (service, log) =
-        around(layer(&store, Policy::new().in_flight(InFlight::Wait(Duration::from_secs(600)))), handler);
-    let ask = || {
-        let service = service.clone();
-        tokio::spawn(async move { begin(&service, post("a", "")).await })
-    };
-    let first = ask();
+    let (service, log, answer) = by_hand(&store, Policy::new().in_flight(InFlight::Wait(Duration::from_secs(600))));
+    let first = asked(&service);
     until(|| log.runs() == 1).await;
-    let second = ask();
+    let second = asked(&service);
     until(|| store.stats().in_flight == 1).await;
-    release.send(()).unwrap();
+    answer(0, Body::new(body));
     let (first, second) = (first.await.unwrap(), second.await.unwrap());
     assert_eq!(second.headers()["idempotency-replayed"], "true");
     frames.send(data("tokens")).unwrap();
@@ -433,27 +440,6 @@ fn alone(scene: impl Future<Output = ()> + Send + 'static) {
         done.send(()).unwrap();
     });
     ended.recv_timeout(Duration::from_secs(60)).unwrap();
-}
-
-/// A service whose runs the test answers, by their number.
-fn by_hand(store: &Store, policy: Policy) -> (Service, Log, impl Fn(usize, Body) + use<>) {
-    let waiting = Arc::new(Mutex::new(Vec::new()));
-    let runs = Arc::clone(&waiting);
-    let (service, log) = around(layer(store, policy), move |_| {
-        let (answer, answered) = oneshot::channel();
-        runs.lock().unwrap().push(Some(answer));
-        async move { Response::new(answered.await.unwrap()) }
-    });
-    let answer = move |run: usize, body| {
-        let answer: oneshot::Sender<Body> = waiting.lock().unwrap()[run].take().unwrap();
-        answer.send(body).unwrap();
-    };
-    (service, log, answer)
-}
-
-fn asked(service: &Service) -> tokio::task::JoinHandle<Response<Body>> {
-    let service = service.clone();
-    tokio::spawn(async move { begin(&service, post("a", "")).await })
 }
 
 #[test]
